@@ -1,0 +1,1 @@
+"""The commands. Nothing outside this package imports it."""

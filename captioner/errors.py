@@ -1,0 +1,34 @@
+"""The one exception that means: the user's file or option is at fault."""
+
+
+class InputError(Exception):
+    """A file or option given by the user cannot be used.
+
+    The commands print it as one line on stderr and exit with 1; every other exception is a defect
+    of ours and keeps its traceback.
+
+    Args:
+        problem: what is wrong and where, naming the file, entry or option and the offending value.
+        expected: what would have been right, if that is not obvious from the problem.
+        remedy: what the user can do now.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", remedy: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
+        self.remedy = remedy
+        parts = [problem]
+        if expected:
+            parts.append(f"expected {expected}")
+        if remedy:
+            parts.append(remedy)
+        # One line, whatever a foreign message brought along.
+        super().__init__(" ".join("; ".join(parts).split()))
+
+    def __reduce__(self) -> tuple:
+        # Worker processes send their errors home; the keyword arguments must survive the journey.
+        return _rebuild, (self.problem, self.expected, self.remedy)
+
+
+def _rebuild(problem: str, expected: str, remedy: str) -> InputError:
+    return InputError(problem, expected=expected, remedy=remedy)
