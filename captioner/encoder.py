@@ -1,0 +1,111 @@
+"""VGG16 as an image encoder (Simonyan & Zisserman 2014; original: misc/net_utils.lua).
+
+Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512), E encoding size.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+CnnLayer = Literal["fc7", "pool5"]
+Pixels = Literal["caffe", "torchvision"]
+
+VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+VGG16_FC_WIDTH = 4096
+CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
+LAST_GRID = 7  # 224 pixels halved five times
+
+# Caffe's convention: grey levels 0..255 minus the mean of ImageNet, RGB order here.
+CAFFE_MEAN = (123.68, 116.779, 103.939)
+# torchvision's convention: scaled to 0..1, then standardised.
+TORCHVISION_MEAN = (0.485, 0.456, 0.406)
+TORCHVISION_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor, pixels: Pixels) -> Tensor:
+    """Bring grey levels to what the weights were trained with.
+
+    Args:
+        images: uint8 (N, 3, 224, 224), RGB.
+        pixels: "caffe" (0-255 minus the mean) or "torchvision" (0-1, standardised).
+
+    Returns:
+        float32 (N, 3, 224, 224) on the same device.
+    """
+    values = images.float()
+    if pixels == "caffe":
+        return values - values.new_tensor(CAFFE_MEAN).view(3, 1, 1)
+    mean = 255 * values.new_tensor(TORCHVISION_MEAN).view(3, 1, 1)
+    return (values - mean) / (255 * values.new_tensor(TORCHVISION_STD).view(3, 1, 1))
+
+
+class Encoder(nn.Module):
+    """Image → feature: the 13 convolutions of VGG16, a head, and a projection to the encoding.
+
+    Parameters carry torchvision's names (`features.0.weight`, ..., `classifier.3.bias`), so that its files load as they
+    are; `embed` is the captioner's own projection.
+
+    Args:
+        cnn_layer: "fc7" (both hidden fully connected layers) or "pool5" (mean over the last convolution's 7×7 grid:
+            a tenth of the weights).
+        conv_widths: output channels of the 13 convolutions; narrow ones make tests fast.
+        fc_width: width of fc6 and fc7; unused by pool5.
+        encoding_size: E.
+    """
+
+    def __init__(
+        self,
+        cnn_layer: CnnLayer = "fc7",
+        conv_widths: Sequence[int] = VGG16_WIDTHS,
+        fc_width: int = VGG16_FC_WIDTH,
+        encoding_size: int = 512,
+    ) -> None:
+        super().__init__()
+        assert len(conv_widths) == sum(CONVS_BEFORE_POOL)
+        self.cnn_layer = cnn_layer
+        self.features = nn.Sequential(*_convolutions(conv_widths))
+        if cnn_layer == "fc7":
+            self.classifier = nn.Sequential(
+                nn.Linear(conv_widths[-1] * LAST_GRID**2, fc_width),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+                nn.Linear(fc_width, fc_width),
+                nn.ReLU(inplace=True),
+            )
+        self.feature_size = fc_width if cnn_layer == "fc7" else conv_widths[-1]
+        # VGG's dropout after fc7 belongs to the projection: cached features come before it.
+        self.dropout = nn.Dropout(0.5 if cnn_layer == "fc7" else 0.0)
+        self.embed = nn.Linear(self.feature_size, encoding_size)
+
+    def cnn(self, images: Tensor) -> Tensor:
+        """float (N, 3, 224, 224), normalised → CNN feature (N, F): what a frozen CNN computes once per image."""
+        grid = self.features(images)  # (N, C, 7, 7)
+        if self.cnn_layer == "pool5":
+            return grid.mean(dim=(2, 3))
+        return self.classifier(grid.flatten(1))
+
+    def encode(self, features: Tensor) -> Tensor:
+        """CNN feature (N, F) → encoding (N, E), the language model's first input."""
+        return torch.relu(self.embed(self.dropout(features)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float (N, 3, 224, 224), normalised → encoding (N, E)."""
+        return self.encode(self.cnn(images).to(self.embed.weight.dtype))
+
+    def cnn_modules(self) -> list[nn.Module]:
+        """The layers whose weights come from ImageNet, as opposed to `embed`, which captions alone train."""
+        return [self.features, self.classifier] if self.cnn_layer == "fc7" else [self.features]
+
+
+def _convolutions(widths: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    channels, remaining = 3, list(widths)
+    for count in CONVS_BEFORE_POOL:
+        for _ in range(count):
+            width = remaining.pop(0)
+            layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2, 2))
+    return layers
