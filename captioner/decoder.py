@@ -1,0 +1,160 @@
+"""The language model: an LSTM that reads the image as its first word and then predicts the caption word by word.
+
+Shapes: N captions (each with the feature of its image), D longest caption, T = D + 2 steps, V words, E encoding,
+H hidden, L layers, R rows of a running search, P targets of a batch.
+
+Steps: t=0 feeds the image feature, t=1 the START token, t>=2 the words. What step t predicts is word t (1-based) of
+the caption, and END after its last word; step 0 predicts nothing. Ids are 1-based: words 1..V, START = END = V+1 with
+one embedding row, 0 is padding.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+# h and c, each (L, R, H).
+State = tuple[Tensor, Tensor]
+
+
+class Decoder(nn.Module):
+    """LSTM language model over V words, conditioned on an image feature.
+
+    Args:
+        vocab_size: V, the number of words without START/END.
+        encoding_size: E, width of the image feature and of the word embeddings.
+        rnn_size: H, width of the LSTM.
+        num_layers: L, LSTM layers on top of each other.
+        drop_prob: dropout between the layers and before the output layer, in training mode only.
+    """
+
+    def __init__(
+        self, vocab_size: int, encoding_size: int, rnn_size: int, num_layers: int = 1, drop_prob: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.end_id = vocab_size + 1
+        self.drop_prob = drop_prob
+        self.embedding = nn.Embedding(vocab_size + 1, encoding_size)
+        # nn.LSTM would warn about dropout that one layer has no use for.
+        self.lstm = nn.LSTM(encoding_size, rnn_size, num_layers, dropout=drop_prob if num_layers > 1 else 0.0)
+        self.output = nn.Linear(rnn_size, vocab_size + 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as Torch7 did: layers uniform in +-1/sqrt(fan_in), biases too; embeddings N(0, 1)."""
+        nn.init.normal_(self.embedding.weight)
+        weight = self.output.weight
+        for parameter in self.output.parameters():
+            nn.init.uniform_(parameter, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+        for layer in range(self.lstm.num_layers):
+            for side in ("ih", "hh"):
+                bound = getattr(self.lstm, f"weight_{side}_l{layer}").shape[1] ** -0.5
+                for kind in ("weight", "bias"):
+                    nn.init.uniform_(getattr(self.lstm, f"{kind}_{side}_l{layer}"), -bound, bound)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Log-probabilities of every next word, given the true words before it.
+
+        Args:
+            features: (N, E), one image feature per caption.
+            labels: (N, D) int64 word ids, 0-padded. A 0 is fed as word 1, which matters to no loss.
+
+        Returns:
+            (N, D+2, V+1) log-probabilities; [:, t, k-1] is that of id k at step t.
+        """
+        tokens = labels.t().clamp(min=1)  # (D, N)
+        start = tokens.new_full((1, len(labels)), self.end_id)
+        words = self.embedding(torch.cat([start, tokens]) - 1)  # (D+1, N, E)
+        hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
+        return _log_softmax(self.output(self._dropout(hidden))).transpose(0, 1)
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean negative log-probability (natural log) over all targets of the batch; arguments as `loss_sum`."""
+        total, num_targets = self.loss_sum(features, labels)
+        return total / num_targets
+
+    def loss_sum(self, features: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
+
+        Args:
+            features: (N, E), one image feature per caption.
+            labels: (N, D) int64 word ids, 0-padded. Words after a 0 are targets too, as in the original's
+                LanguageModelCriterion; the first 0 is the END target, further ones are none.
+
+        Returns:
+            The sum as a scalar, and the number of targets it is over.
+        """
+        targets = caption_targets(labels, self.end_id)  # (N, D+1)
+        steps = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+        lengths = torch.where(targets > 0, steps, 0).amax(dim=1) + 1  # steps a caption needs, the image's among them
+        # Longest first: then the captions still running at step t are the first batch_sizes[t] rows, and the LSTM
+        # and the output layer never see a step after the last target.
+        order = lengths.argsort(descending=True, stable=True)
+        lengths, targets = lengths[order], targets[order]
+        batch_sizes = (lengths.unsqueeze(0) > torch.arange(int(lengths[0]), device=lengths.device).unsqueeze(1)).sum(1)
+        counts = batch_sizes.tolist()
+
+        inputs = F.pad(labels[order], (1, 0), value=self.end_id).clamp(min=1)  # (N, D+1): START, then the words
+        running = [slice(0, count) for count in counts[1:]]
+        tokens = torch.cat([inputs[rows, t] for t, rows in enumerate(running)])  # (P,) step by step
+        targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
+        words = torch.cat([features[order], self.embedding(tokens - 1)])
+        hidden = self.lstm(PackedSequence(words, batch_sizes.cpu()))[0].data[counts[0] :]  # (P, H) without image step
+        logits = self.output(self._dropout(hidden))
+        # Only captions with a 0 amid their words have steps without a target here.
+        total = F.cross_entropy(_widen(logits), targets - 1, ignore_index=-1, reduction="sum")
+        return total, int((targets > 0).sum())
+
+    def start(self, features: Tensor) -> State:
+        """State after the image step, for features (R, E); the next token to feed is START."""
+        weight = self.output.weight
+        zeros = weight.new_zeros(self.lstm.num_layers, len(features), self.lstm.hidden_size)
+        return self._advance(features.to(weight.dtype), (zeros, zeros))
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one token per row.
+
+        Args:
+            tokens: (R,) int64 ids in 1..V+1.
+            state: from `start` or an earlier `step`.
+
+        Returns:
+            Log-probabilities (R, V+1), float32 or wider, of the next id, and the state after this one.
+        """
+        state = self._advance(self.embedding(tokens - 1), state)
+        return _log_softmax(self.output(state[0][-1])), state
+
+    def _advance(self, inputs: Tensor, state: State) -> State:
+        """One LSTM step for inputs (R, E), without dropout: searches run in evaluation mode."""
+        h, c = [], []
+        for layer in range(self.lstm.num_layers):
+            weights = [
+                getattr(self.lstm, f"{kind}_{side}_l{layer}") for kind in ("weight", "bias") for side in ("ih", "hh")
+            ]
+            inputs, cell = torch.lstm_cell(inputs, (state[0][layer], state[1][layer]), *weights)
+            h.append(inputs)
+            c.append(cell)
+        return torch.stack(h), torch.stack(c)
+
+    def _dropout(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.drop_prob, self.training)
+
+
+def caption_targets(labels: Tensor, end_id: int) -> Tensor:
+    """What each step after the image step shall predict: (N, D) ids, 0-padded -> (N, D+1), 0 where nothing.
+
+    The words themselves, and END at the first 0 or after a caption of full length.
+    """
+    targets = F.pad(labels, (0, 1))
+    first_null = (targets == 0).to(torch.uint8).argmax(dim=1, keepdim=True)
+    return targets.scatter(1, first_null, end_id)
+
+
+def _widen(logits: Tensor) -> Tensor:
+    """Half precision is enough for products, not for sums over the vocabulary."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return F.log_softmax(_widen(logits), dim=-1)

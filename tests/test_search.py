@@ -1,0 +1,219 @@
+"""Searches against brute force over all sequences, against single calls, and against the original's captions."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from test_decoder import MODELS, load_original, make_decoder
+from torch import Tensor
+
+from captioner.errors import InputError
+from captioner.search import Hypothesis, SearchOptions, ensemble_step, search
+
+
+class TableModel:
+    """A made-up language model: the logprobs (P, V+1) of every prefix come from a table per image.
+
+    The state (1, R, 2) is [image, number of the prefix]; prefixes are numbered in base V+2.
+    """
+
+    def __init__(self, tables: list[dict[tuple[int, ...], Tensor]], vocab_size: int) -> None:
+        self.tables, self.vocab_size = tables, vocab_size
+
+    def start(self) -> Tensor:
+        return torch.tensor([[[image, -1] for image in range(len(self.tables))]])
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        rows, numbers = [], []
+        for token, (image, number) in zip(tokens.tolist(), state[0].tolist(), strict=True):
+            number = 0 if number < 0 else number * (self.vocab_size + 2) + token
+            rows.append(self.tables[image][self.prefix(number)])
+            numbers.append([image, number])
+        return torch.stack(rows), torch.tensor([numbers])
+
+    def prefix(self, number: int) -> tuple[int, ...]:
+        ids: tuple[int, ...] = ()
+        while number:
+            number, token = divmod(number, self.vocab_size + 2)
+            ids = (token, *ids)
+        return ids
+
+    def search(self, max_length: int, options: SearchOptions, **kwargs) -> list[list[Hypothesis]]:
+        return search(
+            self.step,
+            self.start(),
+            num_images=len(self.tables),
+            vocab_size=self.vocab_size,
+            max_length=max_length,
+            options=options,
+            **kwargs,
+        )
+
+
+def make_tables(num_images: int, vocab_size: int, max_length: int, sharpness: float, seed: int) -> TableModel:
+    generator = torch.Generator().manual_seed(seed)
+    tables = []
+    for _ in range(num_images):
+        table = {}
+        for length in range(max_length):
+            # END (id V+1) may be fed by a search that keeps finished beams.
+            for prefix in itertools.product(range(1, vocab_size + 2), repeat=length):
+                table[prefix] = (sharpness * torch.randn(vocab_size + 1, generator=generator)).log_softmax(0)
+        tables.append(table)
+    return TableModel(tables, vocab_size)
+
+
+def all_captions(table: dict, vocab_size: int, max_length: int) -> dict[tuple[int, ...], float]:
+    """Every caption there is, with its log-probability (END included unless it is of full length)."""
+    end_id, found = vocab_size + 1, {}
+
+    def grow(prefix: tuple[int, ...], logprob: float) -> None:
+        if len(prefix) == max_length:
+            found[prefix] = logprob
+            return
+        row = table[prefix].tolist()
+        found[prefix] = logprob + row[end_id - 1]
+        for word in range(1, end_id):
+            grow((*prefix, word), logprob + row[word - 1])
+
+    grow((), 0.0)
+    return found
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 4])
+@pytest.mark.parametrize("max_length", [1, 2, 4])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 6.0])
+def test_a_wide_beam_finds_the_likeliest_captions_of_all(vocab_size, max_length, sharpness):
+    model = make_tables(3, vocab_size, max_length, sharpness, seed=max_length)
+    width = 5 * (vocab_size + 1) ** max_length
+    found = model.search(max_length, SearchOptions(beam_size=width, n_best=5))
+    for table, hypotheses in zip(model.tables, found, strict=True):
+        expected = sorted(all_captions(table, vocab_size, max_length).items(), key=lambda item: -item[1])[:5]
+        assert [h.tokens for h in hypotheses] == [tokens for tokens, _ in expected]
+        for hypothesis, (tokens, logprob) in zip(hypotheses, expected, strict=True):
+            assert hypothesis.logprob == pytest.approx(logprob, abs=1e-5)
+            assert hypothesis.finished == (len(tokens) < max_length or len(hypothesis.word_logprobs) > len(tokens))
+
+
+def test_beam_1_is_greedy_search():
+    decoder = make_decoder(vocab_size=10)
+    features = torch.randn(6, 4).double()
+    found = run(decoder, features, SearchOptions(beam_size=1))
+    for feature, (hypothesis,) in zip(features, found, strict=True):
+        state, token, tokens = decoder.start(feature.unsqueeze(0)), decoder.end_id, []
+        for _ in range(7):
+            logprobs, state = decoder.step(torch.tensor([token]), state)
+            token = int(logprobs.argmax()) + 1
+            if token == decoder.end_id:
+                break
+            tokens.append(token)
+        assert hypothesis.tokens == tuple(tokens)
+
+
+def run(decoder, features: Tensor, options: SearchOptions, max_length: int = 7, **kwargs) -> list[list[Hypothesis]]:
+    with torch.no_grad():
+        return search(
+            decoder.step,
+            decoder.start(features),
+            num_images=len(features),
+            vocab_size=decoder.vocab_size,
+            max_length=max_length,
+            options=options,
+            **kwargs,
+        )
+
+
+EVERY_KIND = {
+    "greedy": SearchOptions(beam_size=1),
+    "beam": SearchOptions(beam_size=3),
+    "n_best": SearchOptions(beam_size=5, n_best=5, length_penalty=0.7),
+    "rules": SearchOptions(beam_size=3, min_length=3, no_repeat_ngram=2, suppress=(2, 7)),
+    "groups": SearchOptions(beam_size=6, groups=3, n_best=4),
+    "as the original": SearchOptions(beam_size=3, keep_finished=True),
+    "sample": SearchOptions(sample=True, n_best=3),
+    "filtered sample": SearchOptions(sample=True, temperature=0.7, top_k=5, top_p=0.8, no_repeat_ngram=1),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_batch_gives_what_single_images_give(kind, layers):
+    decoder = make_decoder(vocab_size=10, rnn=16, layers=layers, seed=3)
+    with torch.no_grad():  # captions that differ, and not only in length
+        for parameter in decoder.parameters():
+            parameter *= 4
+    features = 3 * torch.randn(16, 4, generator=torch.Generator().manual_seed(0)).double()
+    seeds = list(range(16))
+    batch = run(decoder, features, EVERY_KIND[kind], seeds=seeds)
+    singles = [run(decoder, features[i : i + 1], EVERY_KIND[kind], seeds=seeds[i : i + 1])[0] for i in range(16)]
+    assert [[h.tokens for h in image] for image in batch] == [[h.tokens for h in image] for image in singles]
+    for together, alone in zip(itertools.chain(*batch), itertools.chain(*singles), strict=True):
+        assert together.word_logprobs == pytest.approx(alone.word_logprobs, abs=1e-5)
+    assert len({h.tokens for image in batch for h in image}) > 8  # the comparison means something
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_hypotheses_are_well_formed(kind):
+    decoder = make_decoder(vocab_size=10, seed=3)
+    options = EVERY_KIND[kind]
+    for image in run(decoder, torch.randn(5, 4).double(), options):
+        assert 1 <= len(image) <= options.n_best
+        for h in image:
+            assert all(1 <= token <= 10 for token in h.tokens)
+            assert len(h.word_logprobs) == len(h.tokens) + h.finished
+            assert h.finished or len(h.tokens) == 7
+            assert h.logprob == pytest.approx(sum(h.word_logprobs))
+            assert h.confidence == pytest.approx(math.exp(h.logprob / len(h.word_logprobs)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("keep_finished", [True, False])
+def test_greedy_and_beam_captions_are_the_originals(reference, model, keep_finished):
+    """With finished beams kept, as the original does, and without: see `SearchOptions.keep_finished`."""
+    decoder, arrays = load_original(reference, model)
+    decodes = json.loads((reference / f"{model}.json").read_text())["decode"]
+    for name, decode in decodes.items():
+        options = SearchOptions(beam_size=decode["beam_size"], keep_finished=keep_finished)
+        found = run(decoder, arrays["decode_features"], options, max_length=16)
+        for column, ((hypothesis,), ids) in enumerate(zip(found, decode["seq_columns"], strict=True)):
+            ids = ids[: ids.index(decoder.end_id) + 1] if decoder.end_id in ids else ids
+            assert list(hypothesis.tokens) == [i for i in ids if i != decoder.end_id]
+            expected = arrays[f"logprobs_{name}"][: len(ids), column]
+            assert hypothesis.word_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_an_ensemble_averages_probabilities():
+    first, second = make_decoder(vocab_size=4, seed=1), make_decoder(vocab_size=4, rnn=6, layers=2, seed=2)
+    features = torch.randn(3, 4).double()
+    tokens = torch.tensor([5, 5, 5])
+    with torch.no_grad():
+        states = (first.start(features), second.start(features))
+        logprobs, (state, _) = ensemble_step([first.step, second.step])(tokens, states)
+        mean = (first.step(tokens, states[0])[0].exp() + second.step(tokens, states[1])[0].exp()) / 2
+    torch.testing.assert_close(logprobs.exp(), mean)
+    assert [len(x) for x in state] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"beam_size": 0}, "beam_size 0"),
+        ({"beam_size": 3, "n_best": 4}, "n_best 4"),
+        ({"beam_size": 4, "groups": 3}, "groups 3"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"length_penalty": math.nan}, "length_penalty nan"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong, named):
+    with pytest.raises(InputError, match=named):
+        SearchOptions(**wrong)
+
+
+def test_only_words_can_be_suppressed():
+    decoder = make_decoder()
+    with pytest.raises(InputError, match="suppress 6"):
+        run(decoder, torch.randn(1, 4).double(), SearchOptions(suppress=(6,)))
