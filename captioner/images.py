@@ -1,0 +1,361 @@
+"""Any image file → (3, 256, 256) uint8 RGB; centre and random crops.
+
+The content decides what a file is, never its name. EXIF orientation is applied, transparency is laid over
+white, grey is replicated, and only the first frame of an animation counts. Everything is squashed to a
+square with an antialiased bilinear filter (Pillow's); a 256×256 picture comes through untouched.
+"""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from captioner.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_SIZE = 256  # stored pictures
+CROP_SIZE = 224  # what VGG16 sees
+CENTRE_OFFSET = 15  # the original's centre crop: rows and columns 15..238, 0-based
+MAX_CROP_OFFSET = IMAGE_SIZE - CROP_SIZE - 1  # its random crop draws 0..31, never 32
+
+# Refused beyond these: a file that is no photo, or one that unpacks to gigabytes.
+MAX_FILE_BYTES = 512 * 2**20
+MAX_PIXELS = 178_000_000
+
+# JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 (a DCT property), but never
+# below this: beyond twice the final size the filter makes the loss invisible (0.2 grey levels on average).
+_DRAFT_SIDE = 2 * IMAGE_SIZE
+
+# No EPS (runs Ghostscript), no formats without a signature of their own (TGA, raw), no vector graphics.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "HEIF")
+_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .ico"
+    " .heic .heif".split()
+)
+_SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+|GIF8[79]a|P[1-6]\s"
+    rb"|....ftyp(?:avif|avis|hei[cfxms]|hev[cx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\1\0[^\0]\0",
+    re.DOTALL,
+)
+_SIGNATURE_BYTES = 16
+
+# EXIF orientation → what makes it upright (Exif 2.32, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read any picture as uint8 RGB of shape (3, 256, 256), C-contiguous.
+
+    Raises:
+        InputError: the file cannot be used, with the reason.
+    """
+    data = read_file(path)
+    try:
+        return decode_image(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file of sensible size; pipes, devices and folders are refused without waiting.
+
+    Raises:
+        InputError: with the reason.
+    """
+    try:
+        # Opening a named pipe would wait for a writer; without blocking it can be looked at and refused.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a picture") from None
+    except FileNotFoundError:
+        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
+        raise InputError(f"{path}: {reason}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be opened ({reason})") from error
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: is {_kind_of_file(status.st_mode)}, not a picture")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InputError(
+                f"{path}: holds {status.st_size / 2**20:,.0f} MiB", expected=f"at most {MAX_FILE_BYTES // 2**20} MiB"
+            )
+        try:
+            data = stream.read(status.st_size)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise InputError(f"{path}: is empty")
+    return data
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode the bytes of a picture file as uint8 RGB of shape (3, 256, 256).
+
+    Raises:
+        InputError: they cannot be decoded, with the reason.
+    """
+    _register_heif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata and the like: either the pixels come or an error
+            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+                return _decode(image, data)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(_describe_unknown(data)) from None
+    except MemoryError:
+        raise InputError("needs more memory than there is") from None
+    except Exception as error:  # foreign decoders on damaged bytes raise anything: struct.error, KeyError, ..
+        raise InputError(_describe_failure(error)) from error
+
+
+def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{image.format} of {width}×{height} pixels is too large", expected=f"at most {MAX_PIXELS:,} pixels"
+        )
+    orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
+    pixels = None
+    if image.format in ("JPEG", "MPO"):
+        if min(width, height) >= 2 * _DRAFT_SIDE:
+            image.draft(None, (_DRAFT_SIDE, _DRAFT_SIDE))
+        elif image.mode in ("RGB", "L") and image.size != (IMAGE_SIZE, IMAGE_SIZE):
+            pixels = _decode_jpeg_fast(data)
+    if pixels is None:
+        pixels = _squash(_flatten(image))
+    upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    if upright is not None:
+        # After squashing: the picture is a square now, and turning it is cheap.
+        turned = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).transpose(upright)
+        pixels = np.asarray(turned).transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def _may_have_exif(image: ImageFile.ImageFile) -> bool:
+    """Looking is slow where there is none: JPEGs without an Exif segment are the common case."""
+    return image.format not in ("JPEG", "MPO") or "exif" in image.info
+
+
+def _decode_jpeg_fast(data: bytes) -> np.ndarray | None:
+    """A medium-sized JPEG through torchvision: the same filter in SIMD. None: let Pillow judge the file."""
+    import torch
+    import torchvision.io
+    import torchvision.transforms.v2.functional as transforms
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the buffer is read-only; nothing writes to it
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+    try:
+        decoded = torchvision.io.decode_jpeg(encoded)
+    except RuntimeError:
+        return None
+    squashed = transforms.resize(decoded, [IMAGE_SIZE, IMAGE_SIZE], antialias=True)
+    return squashed.expand(3, IMAGE_SIZE, IMAGE_SIZE).numpy()
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode → "L" or "RGB", with transparency over white."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I", "F"):
+        return _eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, foreground).convert("RGB")
+    if image.mode in ("L", "1"):
+        return image.convert("L")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits → "L" (Pillow would clip at 255).
+
+    Integers of 16 bits keep their high byte. Floats and 32-bit integers have no agreed white: up to 1 means
+    0..1 for floats, up to 255 means 0..255, up to 65535 means 16 bits, beyond that the brightest is white.
+    """
+    values = np.asarray(image)
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    brightest = values.max()
+    if values.dtype.itemsize == 2 or (image.format in ("PNG", "PPM") and image.mode == "I"):
+        white = 65535.0
+    elif values.dtype.kind == "f" and brightest <= 1:
+        white = 1.0
+    else:
+        white = next((limit for limit in (255.0, 65535.0) if brightest <= limit), float(brightest))
+    scaled = np.clip(values.astype(np.float32) * np.float32(255 / white), 0, 255)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _squash(image: Image.Image) -> np.ndarray:
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    if image.size == size:
+        image.load()
+    else:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return np.broadcast_to(pixels, (3, *pixels.shape))
+    return pixels.transpose(2, 0, 1)
+
+
+_heif_registered = False
+
+
+def _register_heif() -> None:
+    """HEIC needs the extra package `pillow-heif`; without it such files are refused with that hint."""
+    global _heif_registered
+    if not _heif_registered:
+        _heif_registered = True
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+
+
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _kind_of_file(mode: int) -> str:
+    for is_kind, name in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if is_kind(mode):
+            return name
+    return "no regular file"
+
+
+def _describe_unknown(data: bytes) -> str:
+    """What a file that no decoder knows seems to be."""
+    start = data[:512].lstrip()
+    lowered = start.lower()
+    if re.match(rb"....ftyp(?:hei|hev|mif1|msf1)", data[:12], re.DOTALL):
+        return "is a HEIC picture, which needs: pip install captioner[heic]"
+    if lowered.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not a picture"
+    if lowered.startswith(b"<svg") or (lowered.startswith(b"<?xml") and b"<svg" in lowered):
+        return "is an SVG drawing, which is not supported"
+    if start.startswith((b"%PDF", b"%!PS")):
+        return "is a PDF or PostScript document, not a picture"
+    if start.startswith((b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")):
+        return "is an archive, not a picture"
+    if _SIGNATURES.match(data[:_SIGNATURE_BYTES]):
+        return "starts like a picture, but its header is damaged"
+    if not start.strip(b"\0"):
+        return "holds only zeros or blanks"
+    if all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in start):
+        return "is text, not a picture"
+    return "is not a picture in a known format"
+
+
+def _describe_failure(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large: more than {MAX_PIXELS:,} pixels"
+    reason = str(error)
+    if isinstance(error, SyntaxError | ValueError | OSError) and reason and "0x" not in reason:
+        return f"is damaged ({reason})"
+    return f"is damaged ({type(error).__name__} while decoding)"
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts img2 before img10."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts] + [
+        (2, 0, name)
+    ]
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder in natural order (img2 before img10).
+
+    Listed are files that start like a picture, whatever they are called, and everything that is called like a
+    picture, so that a damaged one is not passed over in silence. Hidden folders and the companions that macOS
+    writes ("._photo.jpg") are left out; linked folders are not entered.
+
+    Raises:
+        InputError: the folder is missing or cannot be read.
+    """
+    folder = Path(folder)
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})", remedy="name a folder of pictures")
+
+    for current, subfolders, names in os.walk(folder, onerror=refuse):
+        found += [Path(current, name) for name in names if _looks_like_image(os.path.join(current, name))]
+        if recursive:
+            named_like_images = [name for name in subfolders if Path(name).suffix.lower() in _SUFFIXES]
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        else:
+            named_like_images = [name for name in subfolders if Path(name).suffix.lower() in _SUFFIXES]
+            subfolders.clear()
+        found += [Path(current, name) for name in named_like_images if not recursive]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _looks_like_image(path: str) -> bool:
+    name = os.path.basename(path)
+    if name.startswith("._"):
+        return False
+    if os.path.splitext(name)[1].lower() in _SUFFIXES:
+        return True
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as stream:
+            return _SIGNATURES.match(stream.read(_SIGNATURE_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def crop(images: "torch.Tensor", offsets: "torch.Tensor | None" = None) -> "torch.Tensor":
+    """Cut 224×224 squares out of stored pictures, on the device where they are.
+
+    Args:
+        images: uint8 (N, 3, 256, 256).
+        offsets: int64 (N, 2), top row and left column of each crop, 0..31 in training; None: the centre.
+
+    Returns:
+        uint8 (N, 3, 224, 224).
+    """
+    if offsets is None:
+        centre = slice(CENTRE_OFFSET, CENTRE_OFFSET + CROP_SIZE)
+        return images[:, :, centre, centre]
+    import torch
+
+    device = images.device
+    span = torch.arange(CROP_SIZE, device=device)
+    offsets = offsets.to(device)
+    rows = (offsets[:, 0, None] + span)[:, None, :, None]
+    columns = (offsets[:, 1, None] + span)[:, None, None, :]
+    batch = torch.arange(images.shape[0], device=device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    return images[batch, channels, rows, columns]

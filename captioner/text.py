@@ -1,0 +1,174 @@
+"""Captions as words, words as ids."""
+
+import string
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from captioner.errors import InputError
+
+UNK = "UNK"
+TOKENIZERS = ("ascii", "unicode")
+
+_NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+# Scripts written without spaces between words: each character becomes a token of its own.
+# First and last code point of each block (The Unicode Standard, Blocks.txt).
+_UNSPACED_BLOCKS = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),  # ideographic iteration mark, closing mark, zero
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),  # Katakana extensions
+    (0x3400, 0x4DBF),  # Han, extension A
+    (0x4E00, 0x9FFF),  # Han
+    (0xF900, 0xFAFF),  # Han, compatibility
+    (0x20000, 0x3FFFF),  # Han, further extensions
+)
+
+
+def tokenise(caption: str, tokenizer: str = "ascii") -> list[str]:
+    """Split a caption into lower-case words without punctuation.
+
+    `ascii` is the rule of the original's prepro.py: lower-case, ASCII punctuation removed (not replaced:
+    "t-shirt" is "tshirt"), split on white space. `unicode` is for any language: NFKC, case folding, every
+    character of the Unicode categories P* and S* separates words (but an apostrophe inside a word is
+    dropped: "don't" is "dont"), combining marks stay with their letter, and each character of a script
+    without spaces (Han, Kana, Thai, ..) is a word.
+    """
+    if tokenizer == "ascii":
+        return caption.lower().translate(_NO_ASCII_PUNCTUATION).split()
+    if tokenizer == "unicode":
+        return _tokenise_unicode(caption)
+    raise InputError(f"tokenizer {tokenizer!r} is unknown", expected=" or ".join(TOKENIZERS))
+
+
+def _tokenise_unicode(caption: str) -> list[str]:
+    # Folding can undo the normal form ("ŉ" becomes two characters), hence the second pass.
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
+    pieces: list[str] = []
+    unspaced = False  # does the last piece belong to a script without spaces?
+    for character in text:
+        category = unicodedata.category(character)
+        if character in "'’" or category == "Cf":
+            continue  # an apostrophe, or an invisible joiner
+        if category[0] in "PSZC":
+            pieces.append(" ")
+            unspaced = False
+        elif category[0] == "M":
+            pieces.append(character)
+        elif any(first <= ord(character) <= last for first, last in _UNSPACED_BLOCKS):
+            pieces.append(" " + character)
+            unspaced = True
+        else:
+            pieces.append(" " + character if unspaced else character)
+            unspaced = False
+    return "".join(pieces).split()
+
+
+class Vocab:
+    """The words a model knows. Ids are 1-based: word k is `words[k - 1]`; 0 is padding, V+1 is START and END.
+
+    Args:
+        words: V distinct words; at most one of them is "UNK", which stands for all other words.
+        tokenizer: how captions were split ("ascii" or "unicode"); it travels with the words.
+    """
+
+    def __init__(self, words: Sequence[str], tokenizer: str = "ascii") -> None:
+        if tokenizer not in TOKENIZERS:
+            raise InputError(f"tokenizer {tokenizer!r} is unknown", expected=" or ".join(TOKENIZERS))
+        self.words = tuple(words)
+        self.tokenizer = tokenizer
+        self._ids = {word: index for index, word in enumerate(self.words, start=1)}
+        if len(self._ids) < len(self.words):
+            twice = next(word for index, word in enumerate(self.words, start=1) if self._ids[word] != index)
+            raise InputError(f"the vocabulary holds the word {twice!r} twice")
+        self.unk_id = self._ids.get(UNK)
+
+    @classmethod
+    def build(cls, token_counts: Mapping[str, int], threshold: int, tokenizer: str = "ascii") -> "Vocab":
+        """Words seen more than `threshold` times, by falling count, then by word; UNK last, only if needed."""
+        kept = [word for word, count in token_counts.items() if count > threshold]
+        kept.sort(key=lambda word: (-token_counts[word], word))
+        if len(kept) < len(token_counts):
+            kept.append(UNK)
+        return cls(kept, tokenizer)
+
+    @classmethod
+    def from_ix_to_word(cls, mapping: object, tokenizer: str = "ascii", source: str = "ix_to_word") -> "Vocab":
+        """The vocabulary of a dataset json or checkpoint: {"1": word, .., "V": word}.
+
+        Raises:
+            InputError: the keys are not 1..V, or the words are not distinct strings; `source` names the file.
+        """
+        if not isinstance(mapping, Mapping) or not mapping:
+            raise InputError(f"{source}: the vocabulary is missing or empty", expected='{"1": word, "2": word, ..}')
+        words = []
+        for index in range(1, len(mapping) + 1):
+            word = mapping.get(str(index))
+            if not isinstance(word, str):
+                raise InputError(
+                    f"{source}: the vocabulary has no word for id {index} of {len(mapping)}",
+                    expected="a word for each id from 1 on",
+                )
+            words.append(word)
+        try:
+            return cls(words, tokenizer)
+        except InputError as error:
+            raise InputError(f"{source}: {error.problem}", expected=error.expected) from None
+
+    @property
+    def size(self) -> int:
+        """V, the number of words (UNK included, START/END not)."""
+        return len(self.words)
+
+    @property
+    def end_id(self) -> int:
+        """V+1: END as a target, START as an input."""
+        return len(self.words) + 1
+
+    @property
+    def ix_to_word(self) -> dict[str, str]:
+        """{"1": word, ..}, the form of the dataset json."""
+        return {str(index): word for index, word in enumerate(self.words, start=1)}
+
+    def word(self, word_id: int) -> str:
+        """The word of an id in 1..V (KeyError otherwise)."""
+        if not 1 <= word_id <= len(self.words):
+            raise KeyError(word_id)
+        return self.words[word_id - 1]
+
+    def encode(self, tokens: Sequence[str], max_length: int) -> list[int]:
+        """At most `max_length` word ids; unknown words become UNK.
+
+        Raises:
+            InputError: a word is unknown and the vocabulary has no UNK.
+        """
+        ids = []
+        for token in tokens[:max_length]:
+            word_id = self._ids.get(token, self.unk_id)
+            if word_id is None:
+                raise InputError(f"the word {token!r} is not in the vocabulary, and the vocabulary has no {UNK}")
+            ids.append(word_id)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words up to the first id without one (END, padding), joined with one space."""
+        words = []
+        for word_id in ids:
+            if not 1 <= word_id <= len(self.words):
+                break
+            words.append(self.words[word_id - 1])
+        return " ".join(words)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocab) and (self.words, self.tokenizer) == (other.words, other.tokenizer)
+
+    def __hash__(self) -> int:
+        return hash((self.words, self.tokenizer))
+
+    def __repr__(self) -> str:
+        return f"Vocab({self.size} words, tokenizer={self.tokenizer!r})"
