@@ -43,9 +43,7 @@ class Checkpoint:
 
 
 # Fields stored as they are; config, vocab and state_dict need translation.
-_PLAIN_FIELDS = tuple(
-    f.name for f in dataclasses.fields(Checkpoint) if f.name not in ("config", "vocab", "state_dict")
-)
+_PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(Checkpoint) if f.name not in ("config", "vocab", "state_dict"))
 
 
 def bundled_model_path() -> Path:
@@ -70,15 +68,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: StorageType
     Raises:
         InputError: the file cannot be written.
     """
-    content = {
-        "format_version": FORMAT_VERSION,
-        "config": checkpoint.config.to_dict(),
-        "vocab": {"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer},
-        "state_dict": {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()},
-        **{name: getattr(checkpoint, name) for name in _PLAIN_FIELDS},
-    }
     with atomic_write(path) as stream:
-        torch.save(content, stream)
+        torch.save(_to_plain(checkpoint, dtype), stream)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -88,7 +79,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: no such file, not one of ours, damaged, or holding anything but plain types and tensors.
     """
     path = Path(path)
-    content = load_plain(path)
+    return _from_plain(load_plain(path), path)
+
+
+def _to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": checkpoint.config.to_dict(),
+        "vocab": {"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer},
+        "state_dict": {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()},
+        **{name: getattr(checkpoint, name) for name in _PLAIN_FIELDS},
+    }
+
+
+def _from_plain(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(
             f"{path}: not a captioner checkpoint", remedy="convert foreign files with caption-convert first"
@@ -162,6 +166,48 @@ def _not_pytorch(path: Path) -> InputError:
     return InputError(
         f"{path}: not a PyTorch file, or a damaged one", expected="a .pt file from caption-train or caption-convert"
     )
+
+
+@dataclass
+class ResumeState:
+    """All that a stopped run needs: the model after `checkpoint.iteration` updates, and its optimisers.
+
+    Nothing else has a state: sampler, captions, crops and dropout follow from the seed and the iteration.
+    """
+
+    checkpoint: Checkpoint
+    optimizers: dict[str, Any]
+    first_loss: float | None
+
+
+def save_resume_state(path: str | Path, state: ResumeState) -> None:
+    """Write the resume state of a run whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = {
+        **_to_plain(state.checkpoint, "float32"),
+        "optimizers": state.optimizers,
+        "first_loss": state.first_loss,
+    }
+    with atomic_write(path) as stream:
+        torch.save(content, stream)
+
+
+def load_resume_state(path: str | Path) -> ResumeState:
+    """Read a resume state.
+
+    Raises:
+        InputError: no such file, damaged, or a checkpoint without resume state.
+    """
+    path = Path(path)
+    content = load_plain(path)
+    if not isinstance(content, dict) or not {"optimizers", "first_loss"} <= content.keys():
+        raise InputError(
+            f"{path}: holds no resume state", remedy="name a run's …_resume.pt, or use --start_from for weights alone"
+        )
+    return ResumeState(_from_plain(content, path), content["optimizers"], content["first_loss"])
 
 
 def write_report(path: str | Path, checkpoint: Checkpoint) -> None:

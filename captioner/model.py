@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from captioner.decoder import Decoder
-from captioner.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Encoder, Pixels, normalise
+from captioner.encoder import CONVS_BEFORE_POOL, VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Encoder, Pixels, normalise
 from captioner.errors import InputError
 from captioner.images import crop
 
@@ -83,6 +83,8 @@ class CaptionModel(nn.Module):
         """What captions train from the first iteration: the decoder and the encoder's projection."""
         return [*self.decoder.parameters(), *self.encoder.embed.parameters()]
 
-    def cnn_parameters(self) -> list[nn.Parameter]:
-        """The ImageNet weights, trained only when fine-tuning."""
-        return [p for module in self.encoder.cnn_modules() for p in module.parameters()]
+    def cnn_parameters(self, from_block: int = 1) -> list[nn.Parameter]:
+        """The ImageNet weights from a convolution block (1-5) on, trained only when fine-tuning."""
+        first = sum(2 * convs + 1 for convs in CONVS_BEFORE_POOL[: from_block - 1])  # conv + ReLU each, then a pool
+        modules = [self.encoder.features[first:], *self.encoder.cnn_modules()[1:]]
+        return [p for module in modules for p in module.parameters()]

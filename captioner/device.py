@@ -1,0 +1,138 @@
+"""Which device computes, at which precision, and which of several processes this one is."""
+
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from captioner.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(gpuid: int) -> torch.device:
+    """The device for the original's `gpuid`: -1 is the CPU, N ≥ 0 that GPU, the CPU with a notice where there is none.
+
+    Under `torchrun` each process of a machine takes the GPU of its local rank instead of all taking `gpuid`.
+
+    Raises:
+        InputError: the machine has GPUs, but not that one.
+    """
+    if gpuid < 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        index = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else gpuid
+        if index >= torch.cuda.device_count():
+            raise InputError(
+                f"--gpuid {index}: this machine has {torch.cuda.device_count()} GPU(s)",
+                expected=f"0..{torch.cuda.device_count() - 1}, or -1 for the CPU",
+            )
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    log.info("no GPU here: running on the CPU (--gpuid -1 silences this line)")
+    return torch.device("cpu")
+
+
+def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The CNN's number format for captioning; "auto" is bfloat16 where the hardware multiplies it natively."""
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The format of autocast in training; "auto" is bfloat16 on GPUs that have it, float32 elsewhere."""
+    if precision == "fp16":
+        raise InputError(
+            "--precision fp16 cannot train: its gradients underflow", expected="auto, fp32 or bf16 (same speed as fp16)"
+        )
+    if precision != "auto":
+        return PRECISIONS[precision]
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Without these instructions oneDNN emulates bfloat16, slower than float32.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that `torchrun` started; one of one without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and logs."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """The positions 0..count-1 that are this process's, interleaved so that shares differ by one at most."""
+        return range(self.rank, count, self.size)
+
+    def sum_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one message per number format."""
+        if self.size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            group = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            for tensor, total in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in order of rank, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values, in every process."""
+        return max(self.gather(value))
+
+    def wait(self) -> None:
+        """Go on only when every process has come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[Processes]:
+    """Join the processes `torchrun` started (its environment variables tell); alone without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # A killed rank must stop the others soon, not after the default half hour; feature caching of rank 0 takes minutes.
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    try:
+        if not processes.is_main:
+            logging.getLogger().setLevel(logging.WARNING)
+        yield processes
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,167 @@
+"""Every option of the original under its own name and default, in every spelling; and how commands end."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from captioner.cli.options import Parser, flag, run
+from captioner.errors import InputError
+
+COMMANDS = ("prepro", "train", "eval", "convert", "score")
+
+# Read off prepro.py, train.lua and eval.lua of neuraltalk2; None: required.
+ORIGINAL = {
+    "prepro": {
+        "input_json": None,
+        "num_val": None,
+        "output_json": "data.json",
+        "output_h5": "data.h5",
+        "max_length": 16,
+        "images_root": "",
+        "word_count_threshold": 5,
+        "num_test": 0,
+    },
+    "train": {
+        "input_h5": "coco/data.h5",
+        "input_json": "coco/data.json",
+        "cnn_proto": "",
+        "cnn_model": "imagenet",
+        "start_from": "",
+        "rnn_size": 512,
+        "input_encoding_size": 512,
+        "max_iters": -1,
+        "batch_size": 16,
+        "grad_clip": 0.1,
+        "drop_prob_lm": 0.5,
+        "finetune_cnn_after": -1,
+        "seq_per_img": 5,
+        "optim": "adam",
+        "learning_rate": 4e-4,
+        "learning_rate_decay_start": -1,
+        "learning_rate_decay_every": 50000,
+        "optim_alpha": 0.8,
+        "optim_beta": 0.999,
+        "optim_epsilon": 1e-8,
+        "cnn_optim": "adam",
+        "cnn_optim_alpha": 0.8,
+        "cnn_optim_beta": 0.999,
+        "cnn_learning_rate": 1e-5,
+        "cnn_weight_decay": 0,
+        "val_images_use": 3200,
+        "save_checkpoint_every": 2500,
+        "checkpoint_path": "",
+        "language_eval": False,
+        "losses_log_every": 25,
+        "backend": "cudnn",
+        "id": "",
+        "seed": 123,
+        "gpuid": 0,
+        "num_layers": 1,
+    },
+    "eval": {
+        "model": [],
+        "batch_size": 1,
+        "num_images": None,  # 100 for a split, all for a folder
+        "language_eval": False,
+        "dump_images": True,
+        "dump_json": True,
+        "dump_path": False,
+        "sample_max": True,
+        "beam_size": 2,
+        "temperature": 1.0,
+        "image_folder": "",
+        "image_root": "",
+        "input_h5": "",
+        "input_json": "",
+        "split": "test",
+        "coco_json": "",
+        "backend": "cudnn",
+        "id": "evalscript",
+        "seed": 123,
+        "gpuid": 0,
+    },
+}
+REQUIRED = {"prepro": ["--input_json", "raw.json", "--num_val", "1"], "train": [], "eval": []}
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"captioner.cli.{command}").parser()
+
+
+@pytest.mark.parametrize("command", ORIGINAL)
+def test_original_options_keep_their_names_and_defaults(command):
+    parsed = vars(parser_of(command).parse_args(REQUIRED[command]))
+    expected = {name: value for name, value in ORIGINAL[command].items() if f"--{name}" not in REQUIRED[command]}
+    assert {name: parsed[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("command", ("prepro", "train", "eval"))
+def test_every_option_is_documented(command):
+    for action in parser_of(command)._actions:
+        assert action.help, f"caption-{command} {action.option_strings} has no help text"
+
+
+@pytest.mark.parametrize("spelling", ["--beam_size", "--beam-size", "-beam_size", "-beam-size"])
+def test_all_spellings_mean_the_same(spelling):
+    parser = parser_of("eval")
+    assert parser.parse_args([spelling, "5"]).beam_size == 5
+    assert parser.parse_args([spelling + "=5"]).beam_size == 5
+
+
+def test_values_are_left_alone():
+    parsed = parser_of("eval").parse_args(["-num_images", "-1", "-image_folder", "-my-odd_folder", "--id", "a-b"])
+    assert (parsed.num_images, parsed.image_folder, parsed.id) == (-1, "-my-odd_folder", "a-b")
+
+
+@pytest.mark.parametrize("argv", [["--beam", "3"], ["--dump_json", "yes"], ["--beam_size", "0"], ["--beam_size"]])
+def test_abbreviations_and_bad_values_are_usage_errors(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parser_of("eval").parse_args(argv)
+    assert stopped.value.code == 2
+
+
+def test_several_models():
+    assert parser_of("eval").parse_args(["--model", "a.pt", "b.pt", "-beam_size", "1"]).model == ["a.pt", "b.pt"]
+
+
+def test_flag_after_flag():
+    parser = Parser(prog="x")
+    parser.add_argument("--one", type=flag, default="0")
+    parser.add_argument("--sure", action="store_true")
+    parsed = parser.parse_args(["-sure", "-one", "1"])
+    assert parsed.sure and parsed.one is True
+
+
+def test_bad_input_is_one_line_and_exit_code_1(capsys):
+    def body() -> int:
+        raise InputError("photos/: no such folder\nindeed", expected="a folder", remedy="check the path")
+
+    assert run("caption-x", body) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "caption-x: error: photos/: no such folder indeed; expected a folder; check the path\n"
+
+
+def test_interruption_is_exit_code_130(capsys):
+    def body() -> int:
+        raise KeyboardInterrupt
+
+    assert run("caption-x", body) == 130
+
+
+def test_defects_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run("caption-x", lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_wait_for_torch(command):
+    """Importing torch takes seconds; answering --help must not."""
+    code = f"import sys; sys.argv = ['x', '--help']\nfrom captioner.cli.{command} import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: caption-" + command in done.stdout
