@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ _SUFFIXES = frozenset(
 )
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+|GIF8[79]a|P[1-6]\s"
-    rb"|....ftyp(?:avif|avis|hei[cfxms]|hev[cx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\1\0[^\0]\0",
+    rb"|....ftyp(?:avif|avis|hei[cfxms]|hev[cx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0[^\0]\0",
     re.DOTALL,
 )
 _SIGNATURE_BYTES = 16
@@ -114,12 +115,42 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         InputError: they cannot be decoded, with the reason.
     """
+    with _opened(data) as image:
+        return _decode(image, data)
+
+
+def decode_for_display(data: bytes, longest_side: int) -> Image.Image:
+    """Decode the bytes of a picture file as people want to see it: upright, "RGB" or "L", its own aspect, and no side
+    longer than `longest_side` pixels.
+
+    Raises:
+        InputError: they cannot be decoded, with the reason.
+    """
+    with _opened(data) as image:
+        orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
+        scale = min(1.0, longest_side / max(image.size))
+        image.draft(None, (round(image.width * scale), round(image.height * scale)))  # JPEG: decodes less
+        picture = _flatten(image)
+        picture.thumbnail((longest_side, longest_side))
+        upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return picture if upright is None else picture.transpose(upright)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
+    """The picture in `data`, not too large; whatever goes wrong with it in the block becomes an InputError."""
     _register_heif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata and the like: either the pixels come or an error
             with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-                return _decode(image, data)
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(
+                        f"{image.format} of {width}×{height} pixels is too large",
+                        expected=f"at most {MAX_PIXELS:,} pixels",
+                    )
+                yield image
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -132,10 +163,6 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{image.format} of {width}×{height} pixels is too large", expected=f"at most {MAX_PIXELS:,} pixels"
-        )
     orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
     pixels = None
     if image.format in ("JPEG", "MPO"):
