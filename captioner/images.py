@@ -32,6 +32,8 @@ MAX_CROP_OFFSET = IMAGE_SIZE - CROP_SIZE - 1  # its random crop draws 0..31, nev
 MAX_FILE_BYTES = 512 * 2**20
 MAX_PIXELS = 178_000_000
 
+READING_RULES = 1  # to be raised when the same file would give other pixels: partial datasets are not continued then
+
 # JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 (a DCT property), but never
 # below this: beyond twice the final size the filter makes the loss invisible (0.2 grey levels on average).
 _DRAFT_SIDE = 2 * IMAGE_SIZE

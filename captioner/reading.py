@@ -1,0 +1,159 @@
+"""Many pictures through worker processes, in order; a decoder that crashes or hangs costs one picture, not the run."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+
+from captioner.errors import InputError
+from captioner.images import IMAGE_SIZE, read_image
+
+SECONDS_PER_IMAGE = 60.0  # a decoder that takes longer is hanging on purpose
+
+# Pictures handed out ahead: enough to keep a worker busy while the others report, few enough to stay small.
+_TASKS_PER_WORKER = 4
+_WINDOW_PER_WORKER = 32
+
+_PIXELS, _REASON = b"\0", b"\1"
+
+
+def available_cpus() -> int:
+    """The CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_images(
+    paths: Sequence[str], num_workers: int, seconds_per_image: float = SECONDS_PER_IMAGE
+) -> Iterator[np.ndarray | str]:
+    """Decode pictures in parallel; for each path in turn uint8 (3, 256, 256), or the reason why there is none.
+
+    Memory does not grow with the number of paths. `num_workers` 0 decodes in this process, where nothing can
+    guard against a decoder that crashes or hangs.
+    """
+    if num_workers == 0:
+        for path in paths:
+            yield _read_or_reason(path)
+        return
+    with contextlib.closing(_Pool(paths, min(num_workers, max(1, len(paths))), seconds_per_image)) as pool:
+        yield from pool.results()
+
+
+def _read_or_reason(path: str) -> np.ndarray | str:
+    try:
+        return read_image(path)
+    except InputError as error:
+        # The path stands before the reason in every message of read_image; callers name the file themselves.
+        return str(error).removeprefix(" ".join(f"{path}:".split()) + " ")
+
+
+class _Worker:
+    def __init__(self, context: multiprocessing.context.BaseContext) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
+        self.process.start()
+        theirs.close()
+        self.tasks: deque[int] = deque()
+        self.busy_since = 0.0
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+class _Pool:
+    """Workers, each with a short queue of its own, so that it is known which picture killed which worker."""
+
+    def __init__(self, paths: Sequence[str], num_workers: int, seconds_per_image: float) -> None:
+        self.paths = paths
+        self.seconds_per_image = seconds_per_image
+        # A clean process to fork from: no threads and no open files of ours; torch is imported once.
+        methods = multiprocessing.get_all_start_methods()
+        self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            self.context.set_forkserver_preload(["captioner.reading", "torchvision.transforms.v2.functional"])
+        self.window = num_workers * _WINDOW_PER_WORKER
+        self.waiting: deque[int] = deque()  # handed back by workers that died
+        self.next_task = 0
+        self.next_result = 0
+        self.finished: dict[int, np.ndarray | str] = {}
+        self.workers = [_Worker(self.context) for _ in range(num_workers)]
+
+    def results(self) -> Iterator[np.ndarray | str]:
+        while self.next_result < len(self.paths):
+            self._hand_out()
+            if self.next_result in self.finished:
+                result = self.finished.pop(self.next_result)
+                self.next_result += 1
+                yield result
+            else:
+                self._collect()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+    def _hand_out(self) -> None:
+        for worker in self.workers:
+            while len(worker.tasks) < _TASKS_PER_WORKER:
+                if self.waiting:
+                    index = self.waiting.popleft()
+                elif self.next_task < min(len(self.paths), self.next_result + self.window):
+                    index = self.next_task
+                    self.next_task += 1
+                else:
+                    return
+                if not worker.tasks:
+                    worker.busy_since = time.monotonic()
+                worker.tasks.append(index)
+                with contextlib.suppress(OSError):  # it has just died: _collect finds out
+                    worker.connection.send(self.paths[index])
+
+    def _collect(self) -> None:
+        ready = wait([worker.connection for worker in self.workers if worker.tasks], timeout=1.0)
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.connection in ready:
+                try:
+                    message = worker.connection.recv_bytes()
+                except (EOFError, OSError):
+                    self._bury(worker, "its decoder crashed, or ran out of memory")
+                    continue
+                self.finished[worker.tasks.popleft()] = _unpack(message)
+                worker.busy_since = now
+            elif worker.tasks and now - worker.busy_since > self.seconds_per_image:
+                self._bury(worker, f"its decoder did not finish within {self.seconds_per_image:.0f} s")
+
+    def _bury(self, worker: _Worker, reason: str) -> None:
+        worker.stop()
+        self.finished[worker.tasks.popleft()] = reason
+        self.waiting.extendleft(reversed(worker.tasks))
+        self.workers[self.workers.index(worker)] = _Worker(self.context)
+
+
+def _unpack(message: bytes) -> np.ndarray | str:
+    if message[:1] == _REASON:
+        return message[1:].decode("utf-8", "surrogateescape")
+    return np.frombuffer(message, np.uint8, offset=1).reshape(3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _work(connection: Connection) -> None:
+    """A worker process: paths in, pixels or reasons out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import torch
+
+    torch.set_num_threads(1)  # the parallelism is between pictures
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            result = _read_or_reason(connection.recv())
+            if isinstance(result, str):
+                connection.send_bytes(_REASON + result.encode("utf-8", "surrogateescape"))
+            else:
+                connection.send_bytes(_PIXELS + result.tobytes())
