@@ -1,9 +1,12 @@
 """The one function that training, evaluation and `caption-score` call for scores."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from captioner.errors import InputError
+from captioner.metrics import java
 from captioner.metrics.measure import Measure
 from captioner.metrics.ngrams import NgramTable, bleu, cider
 from captioner.metrics.rouge import rouge_l
@@ -11,6 +14,8 @@ from captioner.metrics.tokenizers import tokenise_python
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 WITHOUT_JAVA = ("Bleu", "ROUGE_L", "CIDEr")
+TOKENIZERS = ("python", "ptb")
+_ORDER = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # as coco-caption prints them
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Scores:
 
     Attributes:
         measures: name (Bleu_1 .. Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE) → scores that can be resampled.
-        skipped: name → why the metric could not run.
+        skipped: metric → why it could not run.
         notes: what a reader of the numbers should know.
     """
 
@@ -57,7 +62,7 @@ def score(
             None: the evaluated references, as coco-caption does.
 
     Raises:
-        InputError: nothing to score, or an image without references.
+        InputError: nothing to score, an image without references, or the PTB tokeniser cannot run.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions, {len(references)} lists of references")
@@ -66,25 +71,60 @@ def score(
     for i, captions in enumerate(references):
         if not captions:
             raise InputError(f"caption {i + 1} of {len(references)} has no references", expected="at least one each")
-    predicted = tokenise_python(predictions)
-    grouped = _tokenise_groups(references)
-    notes = []
-    table = NgramTable(predicted, grouped, _tokenise_groups(df_references) if df_references else None)
+
     measures: dict[str, Measure] = {}
-    for name in METRICS:
-        if name not in metrics:
-            continue
-        if name == "Bleu":
-            measures.update(bleu(table))
-        elif name == "ROUGE_L":
-            measures[name] = rouge_l(predicted, grouped)
-        elif name == "CIDEr":
-            measures[name] = cider(table)
-            if table.num_df_documents == 1:
-                notes.append("CIDEr of one image is 0: its document frequencies come from the evaluated references")
-    return Scores(measures, notes=notes)
+    skipped: dict[str, str] = {}
+    notes: list[str] = []
+    with contextlib.ExitStack() as running:
+        meteor = None
+        if "METEOR" in metrics:
+            with _skipping("METEOR", skipped):
+                meteor = java.Meteor()  # loads its tables while the other scores are computed
+                running.callback(meteor.stop)
+        groups = [predictions, *references, *(df_references or ())]
+        tokenised = tokenise_groups(groups, tokenizer)
+        words, truth = tokenised[0], tokenised[1 : len(references) + 1]
+        if "Bleu" in metrics or "CIDEr" in metrics:
+            table = NgramTable(words, truth, tokenised[len(references) + 1 :])
+            if "Bleu" in metrics:
+                measures.update(bleu(table))
+            if "CIDEr" in metrics:
+                measures["CIDEr"] = cider(table)
+                if table.num_df_documents == 1:
+                    notes.append("CIDEr of one image is 0 by definition: give document frequencies of a larger set")
+        if "ROUGE_L" in metrics:
+            measures["ROUGE_L"] = rouge_l(words, truth)
+        if meteor:
+            with _skipping("METEOR", skipped):
+                measures["METEOR"] = meteor.measure(words, truth)
+        if "SPICE" in metrics:
+            with _skipping("SPICE", skipped):
+                measures["SPICE"] = java.spice(words, truth)
+    return Scores({name: measures[name] for name in _ORDER if name in measures}, skipped, notes)
 
 
-def _tokenise_groups(groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    flat = iter(tokenise_python([caption for captions in groups for caption in captions]))
-    return [[next(flat) for _ in captions] for captions in groups]
+@contextlib.contextmanager
+def _skipping(metric: str, skipped: dict[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except java.Unavailable as error:
+        skipped[metric] = str(error)
+
+
+def tokenise_groups(groups: Sequence[Sequence[str]], tokenizer: str) -> list[list[str]]:
+    """Tokenise lists of captions; what comes back has the same shape.
+
+    Raises:
+        InputError: the PTB tokeniser cannot run.
+    """
+    flat = list(chain.from_iterable(groups))
+    if tokenizer == "ptb":
+        try:
+            tokenised = iter(java.tokenise_ptb(flat))
+        except java.Unavailable as error:
+            raise InputError(f"tokenizer ptb cannot run: {error}", remedy="use the tokenizer python") from error
+    elif tokenizer == "python":
+        tokenised = iter(tokenise_python(flat))
+    else:
+        raise ValueError(f"no such tokenizer: {tokenizer}")
+    return [list(islice(tokenised, len(captions))) for captions in groups]
