@@ -141,11 +141,6 @@ class Dataset:
             return [str(caption) for caption in written]
         return [self.vocab.decode(row.tolist()) for row in self.captions_of(index)]
 
-    def references_of(self, index: int) -> list[str]:
-        """The captions of image `index` to score against: as written, or, where the json lacks them, from the labels."""
-        written = self.info[index].get("captions")
-        return written if written else [self.vocab.decode(row.tolist()) for row in self.captions_of(index)]
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_images": None}
 
@@ -265,9 +260,7 @@ def finish_h5(
     pixels_end = IMAGE_OFFSET + num_images * IMAGE_BYTES
     try:
         with tempfile.TemporaryFile(dir=path.parent) as skeleton:
-            with h5py.File(
-                skeleton, "w", alignment_threshold=IMAGE_BYTES, alignment_interval=IMAGE_OFFSET
-            ) as file:
+            with h5py.File(skeleton, "w", alignment_threshold=IMAGE_BYTES, alignment_interval=IMAGE_OFFSET) as file:
                 offset = _create_empty_images(file, num_images)
                 assert offset == IMAGE_OFFSET, f"h5py put the pixels at {offset}"
                 for name, array in arrays.items():

@@ -44,6 +44,7 @@ _SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .ico"
     " .heic .heif".split()
 )
+_SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP", "AVIF": "HEIF"}  # kinds that share their endings
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+|GIF8[79]a|P[1-6]\s"
     rb"|....ftyp(?:avif|avis|hei[cfxms]|hev[cx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0[^\0]\0",
@@ -78,34 +79,28 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file of sensible size; pipes, devices and folders are refused without waiting.
+    """The bytes of a regular file of sensible size; pipes, devices and folders are refused unopened.
 
     Raises:
         InputError: with the reason.
     """
     try:
-        # Opening a named pipe would wait for a writer; without blocking it can be looked at and refused.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder, not a picture") from None
-    except FileNotFoundError:
-        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
-        raise InputError(f"{path}: {reason}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be opened ({reason})") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
+        # Looked at before it is opened: to open a device can do things, to open a pipe waits for a writer.
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is {_kind_of_file(status.st_mode)}, not a picture")
         if status.st_size > MAX_FILE_BYTES:
             raise InputError(
                 f"{path}: holds {status.st_size / 2**20:,.0f} MiB", expected=f"at most {MAX_FILE_BYTES // 2**20} MiB"
             )
-        try:
-            data = stream.read(status.st_size)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        with open(path, "rb") as stream:
+            data = stream.read(status.st_size)  # no more, even if it grows
+    except FileNotFoundError:
+        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
+        raise InputError(f"{path}: {reason}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read ({reason})") from error
     if not data:
         raise InputError(f"{path}: is empty")
     return data
@@ -136,6 +131,24 @@ def decode_for_display(data: bytes, longest_side: int) -> Image.Image:
         picture.thumbnail((longest_side, longest_side))
         upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
         return picture if upright is None else picture.transpose(upright)
+
+
+def format_of(path: str | Path) -> str:
+    """What the content of a picture file is: "JPEG", "PNG", ..
+
+    Raises:
+        InputError: it is no picture.
+    """
+    with _opened(read_file(path)) as image:
+        return _SAME_FORMAT.get(str(image.format), str(image.format))
+
+
+def usual_formats(suffix: str) -> set[str]:
+    """The formats that a file name's ending stands for; empty if it stands for none."""
+    _register_heif()
+    Image.init()
+    name = Image.registered_extensions().get(suffix.lower())
+    return {_SAME_FORMAT.get(name, name)} if name else set()
 
 
 @contextlib.contextmanager

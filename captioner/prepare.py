@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from captioner.dataset import IMAGE_BYTES, IMAGE_OFFSET
 from captioner.errors import InputError
-from captioner.files import cannot_write
+from captioner.files import atomic_write, cannot_write
 from captioner.images import READING_RULES
 from captioner.reading import read_images
 
 log = logging.getLogger(__name__)
 
+_PARTIAL, _JOURNAL = ".partial", ".journal"
 _SYNC_SECONDS = 5.0  # at most this much work is lost when the machine goes down
 
 
@@ -43,19 +44,22 @@ class PartialPixels:
     """
 
     def __init__(self, h5_path: Path, paths: Sequence[str], resume: bool = True) -> None:
-        self.pixels_path = h5_path.with_name(h5_path.name + ".partial")
-        self.journal_path = h5_path.with_name(h5_path.name + ".journal")
+        self.pixels_path = h5_path.with_name(h5_path.name + _PARTIAL)
+        self.journal_path = h5_path.with_name(h5_path.name + _JOURNAL)
         self.reasons: list[str | None] = []  # of the pictures done: None if it is in the file
         self.num_rows = 0
+        self.paths = paths
         self._unsynced: list[str | None] = []
         self._synced_at = time.monotonic()
         try:
-            self._pixels: IO[bytes] = open(self.pixels_path, "r+b" if self.pixels_path.exists() else "w+b", buffering=0)
+            # Both stay open until close().
+            mode = "r+b" if self.pixels_path.exists() else "w+b"
+            self._pixels: IO[bytes] = open(self.pixels_path, mode, buffering=0)  # noqa: SIM115
             _lock(self._pixels, self.pixels_path)
             header = json.dumps({"pictures": len(paths), "key": _key(paths)})
             if not (resume and self._load(header)):
                 self._begin(header)
-            self._journal: IO[str] = open(self.journal_path, "a", encoding="utf-8")
+            self._journal: IO[str] = open(self.journal_path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise cannot_write(self.pixels_path, error) from error
 
@@ -77,7 +81,9 @@ class PartialPixels:
         """Bring the pixels to the disk, then the lines of the journal that vouch for them."""
         try:
             os.fsync(self._pixels.fileno())
-            self._journal.writelines(json.dumps(reason) + "\n" for reason in self._unsynced)
+            for path, reason in zip(self.paths[len(self.reasons) :], self._unsynced, strict=False):
+                line = None if reason is None else [reason, *_signature(path)]
+                self._journal.write(json.dumps(line) + "\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
         except OSError as error:
@@ -126,8 +132,8 @@ class PartialPixels:
                 log.warning("%s belongs to other pictures: starting afresh", self.journal_path)
             return False
         try:
-            self.reasons = [json.loads(line) for line in lines[1:]]
-        except ValueError:
+            self.reasons = list(_still_true([json.loads(line) for line in lines[1:]], self.paths))
+        except (ValueError, TypeError, IndexError):
             log.warning("%s is damaged: starting afresh", self.journal_path)
             return False
         self.num_rows = self.reasons.count(None)
@@ -138,7 +144,10 @@ class PartialPixels:
         self._pixels.truncate(end)
         self._pixels.seek(end)
         # A cut-off last line must not be continued by the next one.
-        self.journal_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with atomic_write(self.journal_path, "w", encoding="utf-8") as stream:
+            stream.writelines(line + "\n" for line in lines[: len(self.reasons) + 1])
+        if self.reasons:
+            log.info("continuing after %d of %d pictures", len(self.reasons), len(self.paths))
         return True
 
     def _begin(self, header: str) -> None:
@@ -149,37 +158,45 @@ class PartialPixels:
         self.journal_path.write_text(header + "\n", encoding="utf-8")
 
 
-def fill(partial: PartialPixels, paths: Sequence[str], num_workers: int) -> Iterator[tuple[int, str]]:
-    """Read the pictures that `partial` does not have yet; yields index and reason of each unreadable one."""
+def fill(partial: PartialPixels, num_workers: int) -> Iterator[tuple[int, str]]:
+    """Read the pictures that `partial` does not have yet; yields index and reason of each unreadable one.
+
+    An unreadable picture is noted only when the next one is asked for: who stops there can continue with it.
+    """
     done = len(partial.reasons)
     yield from ((index, reason) for index, reason in enumerate(partial.reasons[:]) if reason is not None)
-    tqdm.monitor_interval = 0
-    results = read_images(paths[done:], num_workers)
-    with contextlib.closing(results), tqdm(  # type: ignore[type-var]
-        total=len(paths), initial=done, unit=" images", disable=None, smoothing=0.05
-    ) as bar:
-        for index, result in enumerate(results, start=done):
-            partial.add(result)
-            bar.update()
-            if isinstance(result, str):
-                yield index, result
+    for index, result in enumerate(read_with_progress(partial.paths, num_workers, done), start=done):
+        if isinstance(result, str):
+            yield index, result
+        partial.add(result)
     partial.sync()
 
 
-def require_disk_space(folder: Path, num_images: int, num_captions: int, max_length: int, reusable: int = 0) -> int:
-    """Compare what a dataset needs with what is free, before the first byte is written; returns the bytes needed.
+def read_with_progress(paths: Sequence[str], num_workers: int, done: int = 0) -> Iterator[np.ndarray | str]:
+    """`read_images` of the paths after the first `done`, with a progress bar on a terminal."""
+    with (
+        contextlib.closing(read_images(paths[done:], num_workers)) as results,
+        tqdm(total=len(paths), initial=done, unit=" images", disable=None, smoothing=0.05) as bar,
+    ):
+        for result in results:
+            yield result
+            bar.update()
+
+
+def require_disk_space(h5_path: Path, num_images: int, num_captions: int, max_length: int) -> None:
+    """Compare what a dataset needs with what is free, before the first byte is written.
 
     Raises:
         InputError: it will not fit.
     """
     needed = dataset_bytes(num_images, num_captions, max_length)
-    free = shutil.disk_usage(folder).free + reusable
+    partial = h5_path.with_name(h5_path.name + _PARTIAL)
+    free = shutil.disk_usage(h5_path.parent).free + (partial.stat().st_size if partial.exists() else 0)
     if needed > free:
         raise InputError(
-            f"{folder}: {num_images:,} images need {_gigabytes(needed)}, but only {_gigabytes(free)} are free",
-            remedy="free some space or name another disk with --output_h5",
+            f"{h5_path}: {num_images:,} images need {_readable(needed)}, but only {_readable(free)} are free",
+            remedy="free some space, or name another disk with --output_h5",
         )
-    return needed
 
 
 def dataset_bytes(num_images: int, num_captions: int, max_length: int) -> int:
@@ -188,8 +205,28 @@ def dataset_bytes(num_images: int, num_captions: int, max_length: int) -> int:
     return IMAGE_OFFSET + num_images * (IMAGE_BYTES + 8 + 120) + num_captions * per_caption + 2**16
 
 
-def _gigabytes(count: int) -> str:
+def _readable(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _signature(path: str) -> tuple[int, int] | tuple[None, None]:
+    """Time and size of a file, to see later whether it is still the one that could not be read."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None, None
+    return status.st_mtime_ns, status.st_size
+
+
+def _still_true(entries: Iterable[list | None], paths: Sequence[str]) -> Iterator[str | None]:
+    """The journal up to the first unreadable picture that has been repaired or has appeared since."""
+    for entry, path in zip(entries, paths, strict=False):
+        if entry is None:
+            yield None
+        elif tuple(entry[1:]) == _signature(path):
+            yield str(entry[0])
+        else:
+            return
 
 
 def _key(paths: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -31,7 +31,7 @@ def available_cpus() -> int:
 
 def read_images(
     paths: Sequence[str], num_workers: int, seconds_per_image: float = SECONDS_PER_IMAGE
-) -> Iterator[np.ndarray | str]:
+) -> Generator[np.ndarray | str, None, None]:
     """Decode pictures in parallel; for each path in turn uint8 (3, 256, 256), or the reason why there is none.
 
     Memory does not grow with the number of paths. `num_workers` 0 decodes in this process, where nothing can

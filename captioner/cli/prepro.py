@@ -4,92 +4,266 @@ import argparse
 import hashlib
 import json
 import logging
-import random
 import sys
-from collections import Counter
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from captioner.cli.options import Parser, flag, non_negative, positive, run
 from captioner.errors import InputError
 
+if TYPE_CHECKING:
+    from captioner.curate import Findings
+    from captioner.rawdata import Record
+
 log = logging.getLogger(__name__)
+
+_SHOWN = 20  # names per list of the doctor's text; --output has them all
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = Parser(prog="caption-prepro", description="Turn pictures and captions into a dataset for caption-train.")
-    p.add_argument("--input_json", required=True, help="description of pictures and captions, or a folder of them")
+    p.add_argument(
+        "--input_json",
+        required=True,
+        help="pictures and captions: the original's JSON, Karpathy's, COCO's, JSONL, CSV/TSV, Flickr8k .token,"
+        " or a folder of photo.jpg + photo.txt",
+    )
     p.add_argument("--num_val", required=True, type=non_negative, help="images of the validation split")
     p.add_argument("--output_json", default="data.json", help="the dataset's json file")
     p.add_argument("--output_h5", default="data.h5", help="the dataset's h5 file")
     p.add_argument("--max_length", default=16, type=positive, help="words of a caption; longer ones are cut")
-    p.add_argument("--images_root", default="", help="folder that the paths of the pictures are relative to")
-    p.add_argument("--word_count_threshold", default=5, type=non_negative, help="words seen so often or less: UNK")
+    p.add_argument("--images_root", default="", help="folder that the paths of the pictures start from")
+    p.add_argument("--word_count_threshold", default=5, type=non_negative, help="words seen so often or less are UNK")
     p.add_argument("--num_test", default=0, type=non_negative, help="images of the test split")
-    p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what an unreadable picture does")
+    p.add_argument("--tokenizer", default="ascii", choices=("ascii", "unicode"), help="ascii is the original's")
+    p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture")
     p.add_argument("--num_workers", type=non_negative, help="processes that read pictures (default: one per CPU)")
-    p.add_argument("--resume", default=True, type=flag, metavar="0|1", help="continue an interrupted run")
+    p.add_argument("--resume", default=True, type=flag, metavar="1|0", help="continue an interrupted run")
     p.add_argument("--seed", default=123, type=int, help="of the random splits")
+    p.add_argument("--check", default=False, type=flag, metavar="0|1", help="only look and report, write no dataset")
+    p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    return run("caption-prepro", lambda: prepare(opt))
+    # Names of files can hold bytes that are no text; they must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    return run("caption-prepro", lambda: check(opt) if opt.check else prepare(opt))
 
 
 def prepare(opt: argparse.Namespace) -> None:
+    """Write the dataset: tidy the records, read the pictures, then decide splits and words over what survived."""
+    from captioner.curate import assign_splits, count_words, curate, describe, statistics
     from captioner.dataset import encode_labels, finish_h5, write_dataset_json
     from captioner.prepare import PartialPixels, fill, require_disk_space
-    from captioner.rawdata import read_records
-    from captioner.reading import available_cpus
-    from captioner.text import Vocab, tokenise
+    from captioner.text import Vocab
+
+    h5_path, json_path = output_paths(opt)
+    root, found = read_input(opt)
+    records, captions, findings = curate(found, opt.tokenizer)
+    report_findings(findings)
+    skipped = [{"file_path": name, "reason": "has no caption"} for name in findings.without_captions]
+    if not records:
+        raise InputError(f"{opt.input_json}: no picture has a caption")
+    paths = [str(root / record.file_path) for record in records]
+    num_captions = sum(len(record.captions) for record in records)
+    require_disk_space(h5_path, len(records), num_captions, opt.max_length)
+
+    with PartialPixels(h5_path, paths, opt.resume) as partial:
+        for index, reason in fill(partial, num_workers(opt)):
+            if opt.on_error == "fail":
+                raise InputError(f"{paths[index]}: {reason}", remedy="repair it, or leave out --on_error fail")
+            log.warning("skipped %s: %s", paths[index], reason)
+            skipped.append({"file_path": records[index].file_path, "reason": reason})
+        kept = [index for index, reason in enumerate(partial.reasons) if reason is None]
+        if not kept:
+            partial.discard()
+            raise InputError(
+                f"{opt.input_json}: none of its {len(records)} pictures could be read",
+                remedy=f"are they in {root.absolute()}? See --images_root",
+            )
+        records = [records[index] for index in kept]
+        captions = [captions[index] for index in kept]
+
+        splits = assign_splits(records, opt.num_val, opt.num_test, opt.seed)
+        counts = count_words(captions)
+        vocab = Vocab.build(counts, opt.word_count_threshold, opt.tokenizer)
+        arrays = encode_labels(captions, vocab, opt.max_length)
+        info = [image_info(record, split) for record, split in zip(records, splits, strict=True)]
+        figures = statistics(captions, splits, counts, vocab, opt.max_length)
+
+        content = json.dumps([vocab.words, vocab.tokenizer, info]).encode() + arrays[0].tobytes()
+        fingerprint = hashlib.sha256(content).hexdigest()
+        finish_h5(partial.pixels_path, len(records), *arrays, fingerprint)
+        write_dataset_json(json_path, vocab, info, fingerprint, statistics=figures, skipped=skipped)
+        partial.publish(h5_path)
+    print(describe(figures, opt.max_length))
+    if skipped:
+        print(f'skipped     {len(skipped):,} pictures; see "skipped" in {json_path}')
+    print(f"wrote       {h5_path} and {json_path}")
+
+
+def output_paths(opt: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the dataset goes, proven to be writable and not to be the input."""
+    from captioner.files import require_writable_folder
+
+    h5_path, json_path = Path(opt.output_h5), Path(opt.output_json)
+    if opt.output:
+        raise InputError("--output is for the report of --check 1", remedy="see --output_h5 and --output_json")
+    if h5_path.absolute() == json_path.absolute():
+        raise InputError(f"--output_h5 and --output_json are both {h5_path}", expected="two files")
+    for path in (h5_path, json_path):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder", expected="the name of a file")
+        require_writable_folder(path.parent, "the dataset")
+        if path.exists() and Path(opt.input_json).exists() and path.samefile(opt.input_json):
+            raise InputError(f"{path}: is the input, which the dataset would overwrite", remedy="name another output")
+    return h5_path, json_path
+
+
+def read_input(opt: argparse.Namespace) -> tuple[Path, "list[Record]"]:
+    """The records, and the folder that their paths start from."""
+    from captioner.rawdata import find_images_root, read_records
 
     records = read_records(opt.input_json, opt.images_root)
-    h5_path, json_path = Path(opt.output_h5), Path(opt.output_json)
-    paths = [str(Path(opt.images_root, record.file_path)) for record in records]
-    workers = available_cpus() if opt.num_workers is None else opt.num_workers
-    require_disk_space(h5_path.parent, len(records), sum(len(r.captions) for r in records), opt.max_length)
-    with PartialPixels(h5_path, paths, opt.resume) as partial:
-        for index, reason in fill(partial, paths, workers):
-            log.warning("skipped %s: %s", paths[index], reason)
-        skipped = [
-            {"file_path": r.file_path, "reason": reason}
-            for r, reason in zip(records, partial.reasons, strict=True)
-            if reason is not None
-        ]
-        kept = [r for r, reason in zip(records, partial.reasons, strict=True) if reason is None]
-        if not kept:
-            raise InputError("no picture could be read")
-        splits = assign_splits(kept, opt.num_val, opt.num_test, opt.seed)
-        captions = [[tokenise(caption) for caption in record.captions] for record in kept]
-        counts = Counter(token for of_image in captions for tokens in of_image for token in tokens)
-        vocab = Vocab.build(counts, opt.word_count_threshold)
-        arrays = encode_labels(captions, vocab, opt.max_length)
-        info = []
-        for record, split in zip(kept, splits, strict=True):
-            entry = {"split": split, "file_path": record.file_path}
-            if record.id is not None:
-                entry["id"] = record.id
-            if split != "train":
-                entry["captions"] = record.captions
-            info.append(entry)
-        fingerprint = hashlib.sha256(json.dumps([vocab.words, info]).encode() + arrays[0].tobytes()).hexdigest()
-        finish_h5(partial.pixels_path, len(kept), *arrays, fingerprint)
-        write_dataset_json(json_path, vocab, info, fingerprint, skipped=skipped)
-        partial.publish(h5_path)
-    print(f"wrote {h5_path} and {json_path}: {len(kept)} images, {len(arrays[0])} captions, {vocab.size} words")
+    if records[0].split is not None and opt.num_val + opt.num_test > 0:
+        log.info("%s says what is train, val and test: --num_val and --num_test do not apply", opt.input_json)
+    root = find_images_root(opt.input_json, records, opt.images_root)
+    if not opt.images_root and root != Path():
+        log.info("taking pictures from %s", root)
+    return root, records
 
 
-def assign_splits(records: Sequence, num_val: int, num_test: int, seed: int) -> list[str]:
-    if records[0].split:
-        return [record.split for record in records]
-    order = list(range(len(records)))
-    random.Random(seed).shuffle(order)
-    splits = ["train"] * len(records)
-    for place, index in enumerate(order[: num_val + num_test]):
-        splits[index] = "val" if place < num_val else "test"
-    return splits
+def report_findings(findings: "Findings") -> None:
+    for line in findings.lines():
+        log.warning("%s", line)
+
+
+def num_workers(opt: argparse.Namespace) -> int:
+    from captioner.reading import available_cpus
+
+    return available_cpus() if opt.num_workers is None else opt.num_workers
+
+
+def image_info(record: "Record", split: str) -> dict[str, Any]:
+    """The json's entry of one picture. Those of val and test carry their captions, to score against."""
+    info: dict[str, Any] = {"split": split, "file_path": record.file_path}
+    if record.id is not None:
+        info["id"] = record.id
+    if split != "train":
+        info["captions"] = record.captions
+    return info
+
+
+def check(opt: argparse.Namespace) -> None:
+    """The doctor: read everything, report, write no dataset."""
+    from captioner.curate import assign_splits, count_words, curate, statistics
+    from captioner.doctor import Fingerprints, misnamed
+    from captioner.files import atomic_write
+    from captioner.prepare import dataset_bytes, read_with_progress
+    from captioner.text import Vocab
+
+    root, found = read_input(opt)
+    records, captions, findings = curate(found, opt.tokenizer)
+    paths = [root / record.file_path for record in records]
+    fingerprints = Fingerprints()
+    unreadable, wrong_names, kept = [], [], []
+    began = time.monotonic()
+    for index, result in enumerate(read_with_progress([str(path) for path in paths], num_workers(opt))):
+        if isinstance(result, str):
+            unreadable.append({"file_path": records[index].file_path, "reason": result})
+            continue
+        kept.append(index)
+        fingerprints.add(index, result)
+        content = misnamed(paths[index])
+        if content:
+            wrong_names.append({"file_path": records[index].file_path, "content": content})
+    seconds = time.monotonic() - began
+
+    splits = dict(
+        zip(kept, assign_splits([records[i] for i in kept], opt.num_val, opt.num_test, opt.seed), strict=True)
+    )
+    same = [
+        {
+            "file_path": records[pair.second].file_path,
+            "split": splits[pair.second],
+            "same_as": records[pair.first].file_path,
+            "same_as_split": splits[pair.first],
+            "exact": pair.exact,
+        }
+        for pair in fingerprints.pairs()
+    ]
+    of_kept = [captions[index] for index in kept]
+    counts = count_words(of_kept)
+    vocab = Vocab.build(counts, opt.word_count_threshold, opt.tokenizer)
+    figures = statistics(of_kept, list(splits.values()), counts, vocab, opt.max_length)
+    report: dict[str, Any] = {
+        "readable": len(kept),
+        "unreadable": unreadable,
+        "misnamed": wrong_names,
+        "duplicates": same,
+        "duplicates_across_splits": sum(entry["split"] != entry["same_as_split"] for entry in same),
+        **vars(findings),
+        "statistics": figures,
+        "estimate": {
+            "dataset_bytes": dataset_bytes(len(kept), figures["captions"], opt.max_length),
+            "seconds": round(seconds, 1),
+            "images_per_second": round(len(paths) / max(seconds, 1e-9), 1),
+        },
+    }
+    print(report_text(report, opt.max_length))
+    if opt.output:
+        with atomic_write(opt.output, "w", encoding="utf-8") as stream:
+            json.dump(report, stream, indent=1)
+    if not kept:
+        raise InputError(f"{opt.input_json}: none of its {len(found)} pictures can be used")
+
+
+def report_text(report: dict[str, Any], max_length: int) -> str:
+    """The doctor's report to read."""
+    from captioner.curate import describe
+
+    lines: list[str] = []
+
+    def section(title: str, names: Sequence[str]) -> None:
+        if names:
+            lines.append(f"{len(names):,} {title}")
+            lines.extend(f"  {name}" for name in names[:_SHOWN])
+            if len(names) > _SHOWN:
+                lines.append(f"  .. and {len(names) - _SHOWN:,} more (see --output)")
+
+    section("pictures cannot be read", [f"{entry['file_path']}: {entry['reason']}" for entry in report["unreadable"]])
+    section("files are not what their names say", [f"{e['file_path']}: is {e['content']}" for e in report["misnamed"]])
+    for across, title in ((True, "pictures are in two splits"), (False, "pictures are there twice in one split")):
+        section(
+            title,
+            [
+                f"{entry['file_path']} ({entry['split']}) is {'' if entry['exact'] else 'nearly '}"
+                f"{entry['same_as']} ({entry['same_as_split']})"
+                for entry in report["duplicates"]
+                if (entry["split"] != entry["same_as_split"]) is across
+            ],
+        )
+    section("pictures named more than once, to be joined", report["same_file_twice"])
+    section("pictures with the id of another one", report["duplicate_ids"])
+    section("captions without a word", report["empty_captions"])
+    section("pictures without a caption", report["without_captions"])
+    if not lines:
+        lines.append("nothing wrong with the pictures")
+    figures, estimate = report["statistics"], report["estimate"]
+    lines.append(describe(figures, max_length))
+    lines.append("threshold   " + " ".join(f"{threshold:>7}" for threshold in figures["unk_share_at_threshold"]))
+    lines.append("  words     " + " ".join(f"{number:7,}" for number in figures["vocabulary_at_threshold"].values()))
+    lines.append("  UNK       " + " ".join(f"{share:7.2%}" for share in figures["unk_share_at_threshold"].values()))
+    lines.append(
+        f"dataset     {estimate['dataset_bytes'] / 1e9:.2f} GB on disk,"
+        f" about {max(1, round(estimate['seconds'])):,} s to write ({estimate['images_per_second']:,.0f} images/s)"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
