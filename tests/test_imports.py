@@ -1,0 +1,94 @@
+"""The tree of the design: imports point one way, commands are imported by nobody, and --help needs no torch."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "captioner"
+
+# Data flow down this list; a part imports only parts above it. A package is one part.
+ORDER = """
+    errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
+    encoder decoder model search optim device features metrics evaluate results vis checkpoint convert
+    sources training runs cli
+""".split()
+
+COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "options"))
+
+
+def _module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path) -> set[str]:
+    """The modules of captioner that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & MODULES.keys()) or {node.module or ""}
+    return found & MODULES.keys() - {"captioner"}
+
+
+MODULES = {_module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+GRAPH = {name: _imports(path) for name, path in MODULES.items()}
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_part_has_its_place_in_the_order():
+    parts = {_part(name) for name in MODULES if name != "captioner"}
+    assert parts <= set(ORDER), "put the new part where its imports point up, here and in the README"
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH.keys() - {"captioner"}))
+def test_imports_point_up(module):
+    place = ORDER.index(_part(module))
+    below = {imported for imported in GRAPH[module] if ORDER.index(_part(imported)) > place}
+    assert not below, f"{module} imports what stands below it: {below}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    list(graphlib.TopologicalSorter({name: imported - {name} for name, imported in GRAPH.items()}).static_order())
+
+
+def test_nobody_imports_the_commands():
+    importers = {
+        name
+        for name, imported in GRAPH.items()
+        if _part(name + ".x") != "cli" and any(_part(i) == "cli" for i in imported)
+    }
+    assert not importers
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends():
+    assert not {path.stem for path in MODULES.values()} & {"utils", "util", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_needs_no_torch(command):
+    """Help and argument errors must come at once; torch alone takes seconds to import."""
+    code = f"""
+import atexit, sys, captioner.cli.{command}
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+captioner.cli.{command}.main(["--help"])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    assert f"usage: caption-{command}" in done.stdout
+    assert not {"torch", "torchvision", "numpy", "PIL", "h5py"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("part", ["errors", "files", "text", "rawdata", "metrics", "images", "vis", "results"])
+def test_parts_that_know_no_network_do_without_torch(part):
+    code = f"import sys, captioner.{part}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    assert "torch" not in done.stdout.split()
