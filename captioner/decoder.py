@@ -109,8 +109,8 @@ class Decoder(nn.Module):
     def start(self, features: Tensor) -> State:
         """State after the image step, for features (R, E); the next token to feed is START."""
         weight = self.output.weight
-        zeros = weight.new_zeros(self.lstm.num_layers, len(features), self.lstm.hidden_size)
-        return self._advance(features.to(weight.dtype), (zeros, zeros))
+        h = weight.new_zeros(self.lstm.num_layers, len(features), self.lstm.hidden_size)
+        return self._advance(features.to(weight.dtype), (h, _widen(h)))
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token per row.
@@ -126,13 +126,20 @@ class Decoder(nn.Module):
         return _log_softmax(self.output(state[0][-1])), state
 
     def _advance(self, inputs: Tensor, state: State) -> State:
-        """One LSTM step for inputs (R, E), without dropout: searches run in evaluation mode."""
+        """One LSTM step for inputs (R, E), without dropout: searches run in evaluation mode.
+
+        With half-precision weights the products are in half precision, but the cell, which sums over all steps,
+        is float32.
+        """
         h, c = [], []
         for layer in range(self.lstm.num_layers):
-            weights = [
-                getattr(self.lstm, f"{kind}_{side}_l{layer}") for kind in ("weight", "bias") for side in ("ih", "hh")
-            ]
-            inputs, cell = torch.lstm_cell(inputs, (state[0][layer], state[1][layer]), *weights)
+            w_ih, w_hh, b_ih, b_hh = (
+                getattr(self.lstm, f"{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
+            i, f, g, o = _widen(gates).chunk(4, dim=1)
+            cell = f.sigmoid() * state[1][layer] + i.sigmoid() * g.tanh()
+            inputs = (o.sigmoid() * cell.tanh()).to(inputs.dtype)
             h.append(inputs)
             c.append(cell)
         return torch.stack(h), torch.stack(c)
@@ -152,9 +159,9 @@ def caption_targets(labels: Tensor, end_id: int) -> Tensor:
 
 
 def _widen(logits: Tensor) -> Tensor:
-    """Half precision is enough for products, not for sums over the vocabulary."""
+    """Half precision is enough for products, not for sums over the vocabulary or over time."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(_widen(logits), dim=-1)
+    return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
