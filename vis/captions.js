@@ -138,8 +138,8 @@ function draw() {
   byId("page").value = state.page;
   byId("page").max = pages;
   byId("pages").textContent = pages.toLocaleString();
-  byId("previous").disabled = state.page === 1;
-  byId("next").disabled = state.page === pages;
+  disable(byId("previous"), state.page === 1, byId("page"));
+  disable(byId("next"), state.page === pages, byId("page"));
   writeAddress();
 }
 
@@ -233,6 +233,12 @@ function showScores(scores) {
   byId("scores").hidden = false;
 }
 
+// A disabled button swallows keys: the focus has to move on.
+function disable(button, disabled, neighbour) {
+  if (disabled && document.activeElement === button) neighbour.focus();
+  button.disabled = disabled;
+}
+
 // ---- one picture, large ----
 
 function openDetail(place) {
@@ -254,8 +260,8 @@ function openDetail(place) {
       return make("tr", {}, head, make("td", {}, word.logprob === null ? "" : percent(Math.exp(word.logprob))));
     }),
   );
-  byId("detail-previous").disabled = place === 0;
-  byId("detail-next").disabled = place === state.shown.length - 1;
+  disable(byId("detail-previous"), place === 0, byId("detail-close"));
+  disable(byId("detail-next"), place === state.shown.length - 1, byId("detail-close"));
   if (!byId("detail").open) byId("detail").showModal();
 }
 
