@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captioner.device import prepare_for_inference
 from captioner.errors import InputError
 from captioner.loader import Batch
 from captioner.model import CaptionModel
@@ -66,7 +67,7 @@ class Captioner:
         for model in self.models:
             model.to(device).eval()
             for module in model.encoder.cnn_modules():
-                module.to(dtype).to(memory_format=torch.channels_last)
+                prepare_for_inference(module, dtype)
 
     def encode(self, batch: Batch) -> list[Tensor]:
         """float32 (N, E) of each model, from pixels or from cached CNN features."""

@@ -5,6 +5,7 @@ number format. Another run with the same ingredients shares it; a change of any 
 stale one is never used.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from captioner.dataset import Dataset
+from captioner.device import prepare_for_inference
 from captioner.errors import InputError
 from captioner.files import atomic_write
 from captioner.images import CENTRE_OFFSET, MAX_CROP_OFFSET
@@ -23,7 +25,7 @@ from captioner.model import CaptionModel
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 SAMPLED_IMAGES = 1000
 
 
@@ -90,8 +92,9 @@ def _compute(
     dtype: torch.dtype,
     num_workers: int,
 ) -> None:
-    training = model.training
-    model.eval()
+    model = copy.deepcopy(model).to(device).eval()
+    for module in model.encoder.cnn_modules():
+        prepare_for_inference(module, dtype)
     offsets = crop_offsets(shape[1])
     positions = (range(first, min(first + BATCH_SIZE, shape[0])) for first in range(0, shape[0], BATCH_SIZE))
     batches = dataset_batches(dataset, np.arange(shape[0]), positions, num_workers)
@@ -103,12 +106,10 @@ def _compute(
             images = batch.images.to(device)
             rows = []
             for offset in offsets:
-                with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    chosen = torch.tensor([offset], device=device).expand(len(images), 2)
-                    rows.append(model.cnn_features(images, chosen).float().cpu())
+                chosen = torch.tensor([offset], device=device).expand(len(images), 2)
+                rows.append(model.cnn_features(images, chosen).float().cpu())
             stream.write(torch.stack(rows, dim=1).numpy().tobytes())
             bar.update(len(images))
-    model.train(training)
 
 
 def _digest(model: CaptionModel, dataset: Dataset, crops: int, dtype: torch.dtype) -> str:

@@ -64,6 +64,8 @@ class Trainer:
         self.model, self.grad_clip, self.cnn_weight_decay = model, grad_clip, cnn_weight_decay
         self.accumulate, self.dtype, self.seed, self.processes = accumulate, dtype, seed, processes
         self.device = next(model.parameters()).device
+        for module in model.encoder.cnn_modules():
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lm_parameters = model.language_model_parameters()
         self.cnn_parameters = model.cnn_parameters(from_block=finetune_from_block)
         self.lm_rule, self.cnn_rule = lm_rule, cnn_rule

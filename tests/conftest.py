@@ -1,8 +1,22 @@
 """Fixtures that more than one test file uses."""
 
+import contextlib
+import importlib
+import io
+import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
+
+from captioner.encoder import Encoder
+
+# Tiny models: a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -19,3 +33,70 @@ def shared() -> Path:
 def reference(shared: Path) -> Path:
     """Files and numbers computed by the original neuraltalk2."""
     return shared / "reference" / "neuraltalk2"
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}
+TINY_WORDS = ["a", "picture", "red", "green", "blue", "grey", "all", "is", "it", "UNK"]
+TINY_SPLITS = ["train"] * 16 + ["val"] * 7 + ["test"] * 5
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """h5 and json of 28 noisy single-colour images, written straight in the original's layout (prepro.py), not by us.
+
+    Image i has 1 + i % 3 captions; two of each three captions name the colour.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    images, labels, starts, ends = [], [], [], []
+    for i in range(len(TINY_SPLITS)):
+        name, colour = list(COLOURS.items())[i % len(COLOURS)]
+        noise = rng.integers(-20, 21, size=(3, 256, 256))
+        images.append(np.clip(np.array(colour).reshape(3, 1, 1) + noise, 0, 255).astype(np.uint8))
+        starts.append(len(labels) + 1)
+        for caption in [f"a {name} picture", f"it is all {name}", "a picture"][: 1 + i % 3]:
+            ids = [TINY_WORDS.index(word) + 1 for word in caption.split()]
+            labels.append(ids + [0] * (16 - len(ids)))
+        ends.append(len(labels))
+    with h5py.File(folder / "data.h5", "w") as file:
+        file.create_dataset("labels", dtype="uint32", data=labels)
+        file.create_dataset("label_start_ix", dtype="uint32", data=starts)
+        file.create_dataset("label_end_ix", dtype="uint32", data=ends)
+        file.create_dataset("label_length", dtype="uint32", data=[sum(1 for w in row if w) for row in labels])
+        file.create_dataset("images", dtype="uint8", data=np.stack(images))
+    described = [{"split": split, "file_path": f"img{i}.png", "id": 1000 + i} for i, split in enumerate(TINY_SPLITS)]
+    words = {str(i): word for i, word in enumerate(TINY_WORDS, start=1)}
+    (folder / "data.json").write_text(json.dumps({"ix_to_word": words, "images": described}))
+    return folder / "data.h5", folder / "data.json"
+
+
+@pytest.fixture(scope="session")
+def tiny_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .pth of VGG16's convolutions with torchvision's names, 12 channels wide, random."""
+    torch.manual_seed(0)
+    encoder = Encoder("pool5", (12,) * 13)
+    path = tmp_path_factory.mktemp("cnn") / "tiny_vgg.pth"
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("features.")}
+    # Random convolutions fade the signal away layer by layer; He's scale keeps it.
+    scaled = {k: torch.randn_like(v) * (2 / v[0].numel()) ** 0.5 if v.ndim > 1 else v * 0 for k, v in state.items()}
+    scaled["features.28.weight"] *= 0.03  # features of about 1, as real ones are
+    torch.save(scaled, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """Run `caption-NAME ARGUMENTS..`: argv in; exit code and text out. In this process, to import torch only once."""
+
+    def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        main = importlib.import_module(f"captioner.cli.{name}").main
+        argv = [str(argument) for argument in arguments]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(argv)
+            except SystemExit as stopped:  # argparse
+                code = int(stopped.code or 0)
+        return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+    return run_command

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from captioner.cli.options import Parser, flag, non_negative, positive, run
 from captioner.errors import InputError
@@ -96,10 +96,11 @@ def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
     check_options(opt)
 
-    from captioner.device import choose_device, inference_dtype, process_group
+    from captioner.device import choose_device, inference_dtype, keep_freed_memory, process_group
     from captioner.evaluate import Totals, evaluate
     from captioner.loader import shares
 
+    keep_freed_memory()
     device = choose_device(opt.gpuid)
     with process_group(device) as processes:
         models = load_models(opt)
@@ -254,7 +255,7 @@ class Outputs:
         self.num_done = self.journal.num_done if self.journal else 0
         if self.num_done:
             log.info("going on after %d of %d images", self.num_done, len(source))
-        self.captions: dict[int, str] = {}
+        self.to_score: list[dict] = list(self.journal.rows()) if self.journal and opt.language_eval else []
 
     def __enter__(self) -> "Outputs":
         return self
@@ -283,6 +284,8 @@ class Outputs:
                 self._write_txt(position, row["caption"])
             print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
         self.num_done += len(evaluated.positions) + len(evaluated.skipped)
+        if self.opt.language_eval:
+            self.to_score += rows
         if self.journal:
             self.journal.append(rows, self.num_done)
 
@@ -306,13 +309,13 @@ class Outputs:
 
         if self.num_done and not totals.num_captioned and totals.num_skipped == self.num_done:
             raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
-        scores = self._scores() if self.opt.language_eval else None
+        scores = self._score() if self.opt.language_eval else {}
         if self.journal:
             if self.output:
                 write_results(self.output, self.journal.rows())
                 log.info("results: %s", self.output)
             if self.vis:
-                page = self.vis.finish(self.journal.rows())
+                page = self.vis.finish(self.journal.rows(), scores)
                 log.info("page: %s (to look at it: python -m http.server --directory %s)", page, page.parent)
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
@@ -322,13 +325,18 @@ class Outputs:
         if scores:
             log.info("%s", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
-    def _scores(self) -> dict[str, float]:
+    def _score(self) -> dict[str, float]:
         """coco-caption's scores of what was captioned; images without known captions are left out."""
         from captioner.metrics import score
 
-        references = self._references()
-        rows = [row for row in self.journal.rows() if references.get(str(row["image_id"]))]
-        return score([row["caption"] for row in rows], [references[str(row["image_id"])] for row in rows]).corpus
+        known = [(row["caption"], self.source.references(row["image_id"])) for row in self.to_score]
+        scored = [(caption, references) for caption, references in known if references]
+        if len(scored) < len(known):
+            log.info("%d images have no known captions and are not scored", len(known) - len(scored))
+        scores = score([caption for caption, _ in scored], [references for _, references in scored])
+        for name, reason in scores.skipped.items():
+            log.warning("%s skipped because %s", name, reason)
+        return scores.corpus
 
 
 if __name__ == "__main__":

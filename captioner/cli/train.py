@@ -132,12 +132,13 @@ def train(opt: argparse.Namespace) -> int:
 
     from captioner.checkpoint import build_model
     from captioner.dataset import Dataset
-    from captioner.device import choose_device, process_group, training_dtype
+    from captioner.device import choose_device, keep_freed_memory, process_group, training_dtype
     from captioner.loader import TrainingBatches, prefetch
     from captioner.optim import learning_rate
     from captioner.runs import Progress, RunFiles, StopRequest
     from captioner.training import LossMonitor
 
+    keep_freed_memory()
     device = choose_device(opt.gpuid)
     dtype = training_dtype(opt.precision, device)
     with process_group(device) as processes, StopRequest() as stop:
@@ -337,6 +338,7 @@ def make_trainer(
 
 def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset") -> "np.ndarray | None":
     """The cached CNN features, computed by the main process if need be; None without --cache_features."""
+    from captioner.device import inference_dtype
     from captioner.features import cached_features
 
     if not opt.cache_features:
@@ -350,7 +352,7 @@ def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset
             folder,
             crops=opt.cache_features,
             device=trainer.device,
-            dtype=trainer.dtype,
+            dtype=inference_dtype(opt.precision, trainer.device),
             num_workers=opt.num_workers,
         )
 

@@ -1,0 +1,214 @@
+"""caption-train from outside: it learns, resumes exactly, and says what is wrong in one line."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.checkpoint import load_checkpoint
+
+SMALL = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
+SMALL += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset, tiny_cnn):
+    return ["--input_h5", tiny_dataset[0], "--input_json", tiny_dataset[1], "--cnn_model", tiny_cnn, *SMALL]
+
+
+def start(argv: list) -> subprocess.Popen:
+    """A process of its own, with as many threads as this one: sums depend on it in their last digits."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([str(a) for a in argv], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state_dict
+
+
+def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, command, tmp_path_factory):
+    """A run of 24 iterations that nothing disturbs, with fine-tuning from iteration 12."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = command("train", *data, *WHOLE_RUN, "--checkpoint_path", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+WHOLE_RUN = ["--max_iters", 24, "--save_checkpoint_every", 8, "--finetune_cnn_after", 12, "--num_workers", 1]
+
+
+def test_it_learns_to_name_colours(data, command, tmp_path):
+    done = command(
+        "train", *data, "--max_iters", 200, "--save_checkpoint_every", 100, "--cache_features", 1,
+        "--losses_log_every", 10, "--drop_prob_lm", 0.1, "--checkpoint_path", tmp_path, "--id", "x",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "model_idx.json").read_text())
+    first, last = report["val_loss_history"]["0"], report["val_loss_history"]["200"]
+    assert first == pytest.approx(2.4, abs=0.3)  # ln(V+1)
+    assert last < first / 2
+    assert report["iter"] == 200
+    assert list(report["loss_history"]) == [str(k) for k in range(0, 200, 10)]
+    assert [p["image_id"] for p in report["val_predictions"]] == list(range(1016, 1023))
+    evaluated = command(
+        "eval", "--model", tmp_path / "model_idx.pt", "--num_images", -1, "--gpuid", -1, "--vis_dir", "",
+        "--output", tmp_path / "out.json",
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    captions = {row["file_name"]: row["caption"] for row in json.loads((tmp_path / "out.json").read_text())}
+    for index, colour in [(24, "red"), (25, "green"), (26, "blue"), (27, "grey")]:
+        assert colour in captions[f"img{index}.png"]
+
+
+def test_best_checkpoint_repeats_its_logged_loss(uninterrupted, tiny_dataset, command, tmp_path):
+    best = load_checkpoint(uninterrupted / "model_id.pt")
+    logged = best.val_loss_history[best.iteration]
+    assert logged == min(best.val_loss_history.values())
+    done = command(
+        "eval", "--model", uninterrupted / "model_id.pt", "--split", "val", "--num_images", -1, "--gpuid", -1,
+        "--precision", "fp32", "--vis_dir", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"loss: ([\d.]+)", done.stderr)[1]) == pytest.approx(logged, abs=2e-6)
+
+
+def test_killed_runs_end_like_an_undisturbed_one(uninterrupted, data, command, tmp_path):
+    """kill -9 at random moments; the same command line again and again."""
+    argv = [sys.executable, "-m", "captioner.cli.train", *data, *WHOLE_RUN, "--resume", "auto"]
+    argv += ["--checkpoint_path", tmp_path]
+    kills, rng = 0, random.Random(1)
+    for _ in range(40):
+        process = start(argv)
+        try:
+            process.communicate(timeout=rng.uniform(1.5, 6) if kills < 4 else 120)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert kills >= 3, "the run was too short to be disturbed"
+    assert process.returncode == 0
+    assert_same_weights(uninterrupted / "model_id_last.pt", tmp_path / "model_id_last.pt")
+    assert_same_weights(uninterrupted / "model_id.pt", tmp_path / "model_id.pt")
+    reports = [json.loads((folder / "model_id.json").read_text()) for folder in (uninterrupted, tmp_path)]
+    for name in ("loss_history", "val_loss_history", "val_predictions"):
+        assert reports[0][name] == reports[1][name]
+    assert not list(tmp_path.glob(".*tmp")) or kills  # a kill may leave a temporary file, never a broken final one
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_polite_stop_saves_and_goes_on_exactly(number, code, uninterrupted, data, command, tmp_path):
+    argv = [sys.executable, "-m", "captioner.cli.train", *data, *WHOLE_RUN, "--checkpoint_path", tmp_path]
+    process = start(argv)
+    for line in process.stderr:
+        if line.startswith("iter 3"):
+            break
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "--resume auto" in rest
+    done = command("train", *data, *WHOLE_RUN, "--resume", "auto", "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at iteration" in done.stderr
+    assert_same_weights(uninterrupted / "model_id_last.pt", tmp_path / "model_id_last.pt")
+
+
+def test_frozen_training_leaves_the_cnn_alone(data, tiny_cnn, command, tmp_path):
+    done = command("train", *data, "--max_iters", 2, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained, original = weights(tmp_path / "model_id_last.pt"), torch.load(tiny_cnn, weights_only=True)
+    for name, tensor in original.items():
+        assert torch.equal(trained[f"encoder.{name}"], tensor)
+
+
+def test_finetuning_from_a_block_leaves_the_blocks_before_alone(data, tiny_cnn, command, tmp_path):
+    done = command(
+        "train", *data, "--max_iters", 2, "--finetune_cnn_after", 0, "--finetune_cnn_layers", 4,
+        "--cnn_learning_rate", 0.001, "--checkpoint_path", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained, original = weights(tmp_path / "model_id_last.pt"), torch.load(tiny_cnn, weights_only=True)
+    changed = {name for name, tensor in original.items() if not torch.equal(trained[f"encoder.{name}"], tensor)}
+    fourth_block_on = {f"features.{i}.{kind}" for i in (17, 19, 21, 24, 26, 28) for kind in ("weight", "bias")}
+    assert changed == fourth_block_on
+
+
+def test_accumulation_changes_nothing_but_memory(data, command, tmp_path):
+    for parts in (1, 3):
+        done = command(
+            "train", *data, "--max_iters", 3, "--drop_prob_lm", 0, "--accumulate", parts, "--id", parts,
+            "--finetune_cnn_after", 1, "--checkpoint_path", tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "model_id1_last.pt", tmp_path / "model_id3_last.pt", tolerance=2e-4)
+
+
+def test_an_earlier_run_is_set_aside(data, command, tmp_path):
+    for _ in range(2):
+        assert command("train", *data, "--max_iters", 1, "--checkpoint_path", tmp_path).returncode == 0
+    assert (tmp_path / "model_id.previous.pt").exists()
+    assert (tmp_path / "model_id.pt").exists()
+
+
+def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_path):
+    start = uninterrupted / "model_id.pt"
+    done = command("train", *data, "--start_from", start, "--max_iters", 0, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(start, tmp_path / "model_id.pt")
+    assert load_checkpoint(tmp_path / "model_id.pt").iteration == 0
+
+
+BAD_INPUT = {
+    "missing h5": (["--input_h5", "nowhere.h5"], "nowhere.h5: no such file"),
+    "missing cnn": (["--cnn_model", "nowhere.pth"], "nowhere.pth"),
+    "conv weights for fc7": (["--cnn_layer", "fc7"], "--cnn_layer pool5"),
+    "two lengths": (["--epochs", "1", "--max_iters", "5"], "--max_iters and --epochs"),
+    "cache and fine-tuning": (["--cache_features", "1", "--finetune_cnn_after", "0"], "--cache_features"),
+    "missing start": (["--start_from", "nowhere.pt"], "nowhere.pt: no such file"),
+    "not a state": (["--resume", "pyproject.toml"], "pyproject.toml: not a PyTorch file"),
+    "dropout": (["--drop_prob_lm", "1.5"], "--drop_prob_lm is 1.5"),
+    "unwritable folder": (["--checkpoint_path", "/proc/nothing"], "cannot write checkpoints"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(case, data, command, tmp_path):
+    arguments, message = BAD_INPUT[case]
+    done = command(
+        "train",
+        *data,
+        "--checkpoint_path",
+        tmp_path,
+        "--max_iters",
+        *(["-1"] if "epochs" in str(arguments) else ["1"]),
+        *arguments,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("caption-train: error: ") and message in last
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_exploding_loss_stops_and_keeps_the_last_good_state(data, command, tmp_path):
+    argv = [*data, "--learning_rate", "1e30", "--optim", "sgd", "--grad_clip", "1e30", "--checkpoint_path", tmp_path]
+    done = command("train", *argv, "--max_iters", 50)
+    assert done.returncode == 1
+    assert re.search(r"iteration \d+: the loss (is nan|is inf|exploded)", done.stderr.splitlines()[-1])
+    for tensor in weights(tmp_path / "model_id_last.pt").values():
+        assert torch.isfinite(tensor).all()
