@@ -1,9 +1,7 @@
-// Shows vis.json: pictures with their captions. Data are put in as text, never as markup.
+// Shows vis.json: pictures with their captions.
 "use strict";
 
 const PER_PAGE = 100;
-
-const byId = (id) => document.getElementById(id);
 
 const state = { rows: [], shown: [], page: 1, open: -1 };
 
@@ -84,20 +82,13 @@ function normalise(row, index) {
 }
 
 function describe(row) {
-  const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
   const words = Array.isArray(row.words) ? row.words.filter((word) => word && typeof word === "object") : [];
   return {
     caption: String(row.caption ?? ""),
-    logprob: number(row.logprob),
-    confidence: number(row.confidence),
-    words: words.map((word) => ({ word: String(word.word), logprob: number(word.logprob) })),
+    logprob: finite(row.logprob),
+    confidence: finite(row.confidence),
+    words: words.map((word) => ({ word: String(word.word), logprob: finite(word.logprob) })),
   };
-}
-
-// Each part is escaped, and an address with a scheme or a host is no picture of this folder.
-function pictureAddress(path) {
-  if (!path || /^([a-z][a-z0-9+.-]*:|[\\/]{2})/i.test(path)) return "";
-  return path.split("/").map(encodeURIComponent).join("/");
 }
 
 // ---- what is shown ----
@@ -143,12 +134,6 @@ function draw() {
   writeAddress();
 }
 
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
 function card(row, place) {
   const open = make("button", { type: "button", className: "open" }, picture(row, true));
   open.setAttribute("aria-label", `Enlarge ${row.name}`);
@@ -169,7 +154,7 @@ function card(row, place) {
 }
 
 function picture(row, lazy) {
-  const address = pictureAddress(row.picture);
+  const address = localAddress(row.picture);
   if (!address) return make("span", { className: "no-picture" }, "no picture");
   const image = make("img", { alt: row.name, decoding: "async" });
   if (lazy) image.loading = "lazy";
@@ -293,12 +278,6 @@ function writeAddress() {
 
 // ---- when there is nothing to show ----
 
-function explain(title, lines) {
-  const parts = lines.map((line) => (Array.isArray(line) ? make(line[0], {}, line[1]) : make("p", {}, line)));
-  byId("notice").replaceChildren(make("h2", {}, title), ...parts);
-  byId("notice").hidden = false;
-}
-
 function folderName() {
   const parts = decodeURIComponent(location.pathname).split("/");
   return parts[parts.length - 2] || "vis";
@@ -311,12 +290,7 @@ function explainFile() {
     ["pre", "python -m http.server 8000"],
     "and open http://localhost:8000/ instead. Or choose the vis.json beside this page:",
   ]);
-  const choose = make("input", { type: "file", accept: ".json,application/json" });
-  choose.setAttribute("aria-label", "Choose vis.json");
-  choose.addEventListener("change", async () => {
-    if (choose.files.length) take(await choose.files[0].text(), choose.files[0].name);
-  });
-  byId("notice").append(choose);
+  byId("notice").append(fileChooser("Choose vis.json", false, async ([file]) => take(await file.text(), file.name)));
 }
 
 // ---- events ----
