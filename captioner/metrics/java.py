@@ -1,7 +1,7 @@
 """coco-caption's Java programs: the PTB tokeniser, METEOR 1.5 and SPICE 1.0.
 
-The programs come with the package pycocoevalcap (the extra `metrics`); only its jar files are used. Captions travel
-through pipes, so nothing is written into the package's folder, which may be read-only or shared by several runs.
+The programs come with the package pycocoevalcap (the extra `metrics`); only its jar files are used. Nothing is
+written into the package's folder, which may be read-only or used by several runs at once.
 """
 
 import importlib.util
@@ -44,29 +44,40 @@ def _jar(part: str, name: str) -> str:
     raise Unavailable(f"{reason} (pip install 'captioner[metrics]')")
 
 
-def _start(memory: str, jar: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen:
-    java = shutil.which("java")
-    if java is None:
-        raise Unavailable("there is no Java: no program `java` is on the PATH")
-    command = [java, *_JAVA_OPTIONS, memory, *jar, *arguments]
-    try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except OSError as error:
-        raise Unavailable(f"{java} does not start ({error.strerror or error})") from error
+class _Program:
+    """A Java program at work on `text`; it has its input in a file, so it may end before reading all of it."""
 
+    def __init__(self, name: str, options: Sequence[str], text: str = "") -> None:
+        java = shutil.which("java")
+        if java is None:
+            raise Unavailable("there is no Java: no program `java` is on the PATH")
+        self._name = name
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(text.encode())
+            stdin.seek(0)
+            command = [java, *_JAVA_OPTIONS, *options]
+            try:
+                self._process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            except OSError as error:
+                raise Unavailable(f"{java} does not start ({error.strerror or error})") from error
 
-def _finish(process: subprocess.Popen, program: str, text: str = "") -> list[str]:
-    """Send `text`, wait for the end, return the lines of the answer."""
-    try:
-        answer, complaint = process.communicate(text.encode())
-    except BaseException:  # an interrupt must not leave the program running
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode:
-        last = complaint.decode(errors="replace").strip().splitlines()[-1:]
-        raise Unavailable(f"{program} failed with exit code {process.returncode}: {' '.join(last)}")
-    return answer.decode(errors="replace").split("\n")[:-1]
+    def lines(self) -> list[str]:
+        """Wait for the end; the lines of the answer."""
+        try:
+            answer, complaint = self._process.communicate()
+        except BaseException:  # an interrupt must not leave the program running
+            self.stop()
+            raise
+        if self._process.returncode:
+            last = " ".join(complaint.decode(errors="replace").strip().splitlines()[-1:])
+            raise Unavailable(f"{self._name} failed with exit code {self._process.returncode}: {last}")
+        return answer.decode(errors="replace").split("\n")[:-1]
+
+    def stop(self) -> None:
+        """End it, if it is still running."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def tokenise_ptb(captions: Sequence[str]) -> list[str]:
@@ -77,47 +88,48 @@ def tokenise_ptb(captions: Sequence[str]) -> list[str]:
     """
     jar = _jar("tokenizer", "stanford-corenlp-3.4.1.jar")
     options = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
-    process = _start("-Xmx1G", ("-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"), options)
-    # Any other line break inside a caption would shift all captions after it.
-    lines = _finish(process, "the PTB tokeniser", "".join(" ".join(caption.split()) + "\n" for caption in captions))
+    # A line break of any kind inside a caption would shift all captions after it.
+    text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
+    command = ("-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", *options)
+    lines = _Program("the PTB tokeniser", command, text).lines()
     if len(lines) != len(captions):
         raise Unavailable(f"the PTB tokeniser answered {len(captions)} captions with {len(lines)} lines")
     return [" ".join(word for word in line.rstrip().split(" ") if word not in _PTB_PUNCTUATION) for line in lines]
 
 
 class Meteor:
-    """A running METEOR. Its start takes seconds, so start it first and compute other scores meanwhile.
+    """METEOR at work on N tokenised captions. Its start takes seconds: other scores can be computed meanwhile.
 
     Raises:
         Unavailable: no Java, or the jar is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         jar = _jar("meteor", "meteor-1.5.jar")
-        self._process = _start(_METEOR_MEMORY, ("-jar", jar), ("-", "-", "-stdio", "-l", "en", "-norm"))
-
-    def stop(self) -> None:
-        """End the program if its answer is no longer wanted."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
-
-    def measure(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Measure:
-        """METEOR of N tokenised captions.
-
-        Raises:
-            Unavailable: the program failed.
-        """
         questions = "".join(
             " ||| ".join(["SCORE", *map(_one_field, captions), _one_field(prediction)]) + "\n"
             for prediction, captions in zip(predictions, references, strict=True)
         )
-        lines = _finish(self._process, "METEOR", questions)
+        options = (_METEOR_MEMORY, "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm")
+        self._program = _Program("METEOR", options, questions)
+        self._num_images = len(predictions)
+
+    def stop(self) -> None:
+        """End the program if its answer is no longer wanted."""
+        self._program.stop()
+
+    def measure(self) -> Measure:
+        """Wait for the scores.
+
+        Raises:
+            Unavailable: the program failed.
+        """
+        lines = self._program.lines()
         try:
             rows = np.array([line.split() for line in lines], dtype=np.float64)
         except ValueError:
             rows = np.zeros(0)
-        if rows.shape != (len(predictions), _METEOR_COLUMNS):
+        if rows.shape != (self._num_images, _METEOR_COLUMNS):
             raise Unavailable(f"METEOR gave no answer for some captions; it ended with {' '.join(lines[-1:])!r}")
         # A prediction equal to a reference is one chunk without a fragmentation penalty, also inside a corpus.
         perfect = (rows[:, 21] == rows[:, 0]) & (rows[:, 22] == rows[:, 1]) & (rows[:, 20] == 1)
@@ -171,8 +183,7 @@ def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Me
     with tempfile.TemporaryDirectory() as folder:
         questions, answers = Path(folder) / "captions.json", Path(folder) / "scores.json"
         questions.write_text(json.dumps(images), encoding="ascii")
-        arguments = (str(questions), "-out", str(answers), "-silent")
-        _finish(_start(_SPICE_MEMORY, ("-jar", str(jar)), arguments), "SPICE")
+        _Program("SPICE", (_SPICE_MEMORY, "-jar", str(jar), str(questions), "-out", str(answers), "-silent")).lines()
         try:
             rows = json.loads(answers.read_text(encoding="utf-8"))
             score_of = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}

@@ -14,7 +14,6 @@ from captioner.metrics.tokenizers import tokenise_python
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 WITHOUT_JAVA = ("Bleu", "ROUGE_L", "CIDEr")
-TOKENIZERS = ("python", "ptb")
 _ORDER = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # as coco-caption prints them
 
 
@@ -26,9 +25,11 @@ class Scores:
         measures: name (Bleu_1 .. Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE) → scores that can be resampled.
         skipped: metric → why it could not run.
         notes: what a reader of the numbers should know.
+        tokenised: the N predictions as they were compared, words separated by blanks.
     """
 
     measures: dict[str, Measure]
+    tokenised: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,14 +77,14 @@ def score(
     skipped: dict[str, str] = {}
     notes: list[str] = []
     with contextlib.ExitStack() as running:
-        meteor = None
-        if "METEOR" in metrics:
-            with _skipping("METEOR", skipped):
-                meteor = java.Meteor()  # loads its tables while the other scores are computed
-                running.callback(meteor.stop)
         groups = [predictions, *references, *(df_references or ())]
         tokenised = tokenise_groups(groups, tokenizer)
         words, truth = tokenised[0], tokenised[1 : len(references) + 1]
+        meteor = None
+        if "METEOR" in metrics:
+            with _skipping("METEOR", skipped):
+                meteor = java.Meteor(words, truth)  # at work while the other scores are computed
+                running.callback(meteor.stop)
         if "Bleu" in metrics or "CIDEr" in metrics:
             table = NgramTable(words, truth, tokenised[len(references) + 1 :])
             if "Bleu" in metrics:
@@ -96,11 +97,11 @@ def score(
             measures["ROUGE_L"] = rouge_l(words, truth)
         if meteor:
             with _skipping("METEOR", skipped):
-                measures["METEOR"] = meteor.measure(words, truth)
+                measures["METEOR"] = meteor.measure()
         if "SPICE" in metrics:
             with _skipping("SPICE", skipped):
                 measures["SPICE"] = java.spice(words, truth)
-    return Scores({name: measures[name] for name in _ORDER if name in measures}, skipped, notes)
+    return Scores({name: measures[name] for name in _ORDER if name in measures}, words, skipped, notes)
 
 
 @contextlib.contextmanager
