@@ -354,20 +354,22 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     for current, subfolders, names in os.walk(folder, onerror=refuse):
         found += [Path(current, name) for name in names if _looks_like_image(os.path.join(current, name))]
         if recursive:
-            named_like_images = [name for name in subfolders if Path(name).suffix.lower() in _SUFFIXES]
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         else:
-            named_like_images = [name for name in subfolders if Path(name).suffix.lower() in _SUFFIXES]
+            found += [Path(current, name) for name in subfolders if _is_named_like_image(name)]
             subfolders.clear()
-        found += [Path(current, name) for name in named_like_images if not recursive]
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _is_named_like_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
 def _looks_like_image(path: str) -> bool:
     name = os.path.basename(path)
     if name.startswith("._"):
         return False
-    if os.path.splitext(name)[1].lower() in _SUFFIXES:
+    if _is_named_like_image(name):
         return True
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

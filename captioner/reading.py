@@ -1,6 +1,7 @@
 """Many pictures through worker processes, in order; a decoder that crashes or hangs costs one picture, not the run."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
@@ -21,7 +23,7 @@ SECONDS_PER_IMAGE = 60.0  # a decoder that takes longer is hanging on purpose
 _TASKS_PER_WORKER = 4
 _WINDOW_PER_WORKER = 32
 
-_PIXELS, _REASON = b"\0", b"\1"
+_IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 
 
 def available_cpus() -> int:
@@ -56,16 +58,31 @@ def _read_or_reason(path: str) -> np.ndarray | str:
 class _Worker:
     def __init__(self, context: multiprocessing.context.BaseContext) -> None:
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
+        # One slot for each picture handed out: a pipe would copy the pixels four times.
+        self.memory = SharedMemory(create=True, size=_TASKS_PER_WORKER * _IMAGE_BYTES)
+        self.slots = _slots(self.memory)
+        self.num_results = 0
+        arguments = (theirs, self.memory.name)
+        self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         theirs.close()
         self.tasks: deque[int] = deque()
         self.busy_since = 0.0
 
+    def receive(self) -> np.ndarray | str:
+        """The next result; OSError or EOFError if the process is gone."""
+        reason = self.connection.recv()
+        slot = self.num_results % _TASKS_PER_WORKER
+        self.num_results += 1
+        return self.slots[slot].copy() if reason is None else reason
+
     def stop(self) -> None:
         self.connection.close()
         self.process.kill()
         self.process.join()
+        del self.slots  # memory that is still in use cannot be closed
+        self.memory.close()
+        self.memory.unlink()
 
 
 class _Pool:
@@ -122,11 +139,11 @@ class _Pool:
         for worker in self.workers:
             if worker.connection in ready:
                 try:
-                    message = worker.connection.recv_bytes()
+                    result = worker.receive()
                 except (EOFError, OSError):
                     self._bury(worker, "its decoder crashed, or ran out of memory")
                     continue
-                self.finished[worker.tasks.popleft()] = _unpack(message)
+                self.finished[worker.tasks.popleft()] = result
                 worker.busy_since = now
             elif worker.tasks and now - worker.busy_since > self.seconds_per_image:
                 self._bury(worker, f"its decoder did not finish within {self.seconds_per_image:.0f} s")
@@ -138,22 +155,28 @@ class _Pool:
         self.workers[self.workers.index(worker)] = _Worker(self.context)
 
 
-def _unpack(message: bytes) -> np.ndarray | str:
-    if message[:1] == _REASON:
-        return message[1:].decode("utf-8", "surrogateescape")
-    return np.frombuffer(message, np.uint8, offset=1).reshape(3, IMAGE_SIZE, IMAGE_SIZE)
+def _slots(memory: SharedMemory) -> np.ndarray:
+    shape = (_TASKS_PER_WORKER, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return np.ndarray(shape, np.uint8, buffer=memory.buf)
 
 
-def _work(connection: Connection) -> None:
-    """A worker process: paths in, pixels or reasons out, until the other end is closed."""
+def _work(connection: Connection, memory_name: str) -> None:
+    """A worker process: paths in, pixels into the slots in turn with None or a reason out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # libjpeg writes remarks on damaged files to stderr, without saying which file.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     import torch
 
     torch.set_num_threads(1)  # the parallelism is between pictures
+    memory = SharedMemory(memory_name)
+    slots = _slots(memory)
     with contextlib.suppress(EOFError, OSError):
-        while True:
+        for number in itertools.count():
             result = _read_or_reason(connection.recv())
             if isinstance(result, str):
-                connection.send_bytes(_REASON + result.encode("utf-8", "surrogateescape"))
+                connection.send(result)
             else:
-                connection.send_bytes(_PIXELS + result.tobytes())
+                slots[number % _TASKS_PER_WORKER] = result
+                connection.send(None)
+    del slots
+    memory.close()

@@ -140,7 +140,11 @@ def _bad() -> dict[str, bytes]:
         "archive.png": b"PK\x03\x04" + bytes(50),
         "noise.jpg": np.random.default_rng(1).bytes(4000),
         "bomb.png": png(50_000, 50_000, bytes(1000), depth=1, colour=0),
-        "bomb.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;",
+        "bomb.gif": b"GIF89a"
+        + struct.pack("<HH", 65535, 65535)
+        + b"\x80\0\0"
+        + bytes(6)
+        + b",\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;",
         "no_pixels.ppm": b"P6 0 0 255\n",
         "huge_header.ppm": b"P6 99999999999 99999999999 255\n",
     }
