@@ -13,9 +13,9 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,12 +23,13 @@ from PIL import Image
 from captioner.errors import InputError
 from captioner.files import atomic_write, require_writable_folder
 from captioner.images import decode_for_display, read_file
-from captioner.results import write_results
+from captioner.results import Row, write_results
 
 log = logging.getLogger(__name__)
 
 LONGEST_SIDE = 800  # pixels; what a page needs, and 100,000 of them still fit on a disk
 JPEG_QUALITY = 85
+COPIES_AT_ONCE = 8
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _PACKAGE = Path(__file__).parent
@@ -42,7 +43,7 @@ def page_files() -> list[Path]:
 
 
 class VisWriter:
-    """Fills the page's folder: pictures one by one, the rows at the end. Holds nothing but the pictures' names.
+    """Fills the page's folder: pictures as they come, the rows at the end. Holds nothing but the pictures' names.
 
     Args:
         folder: created if needed; other files in it stay.
@@ -55,29 +56,35 @@ class VisWriter:
         self.folder = require_writable_folder(folder, "the page")
         self._names: set[str] = set()
 
-    def add_picture(self, image_id: object, picture: Path | np.ndarray) -> str:
-        """Copy a picture, at most 800 pixels long, and return its path relative to the folder.
+    def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[str]:
+        """Copy pictures, each at most 800 pixels long, and return their paths relative to the folder.
 
         Args:
-            picture: a file of any format that captioner reads, or uint8 RGB (3, height, width).
+            pictures: image ids with files of any format that captioner reads, or uint8 RGB (3, height, width).
 
         Returns:
-            "imgs/img<image_id>.jpg"; "" if the file cannot be read any more, which is logged.
+            "imgs/img<image_id>.jpg", ..; "" for a file that cannot be read any more, which is logged.
 
         Raises:
-            InputError: the copy cannot be written.
+            InputError: a copy cannot be written.
         """
         if not self._names:
             require_writable_folder(self.folder / "imgs", "the page's pictures")
+        names = [self._new_name(image_id) for image_id, _ in pictures]
+        # Waiting for the disk takes most of the time, and threads can wait together.
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+            written = list(pool.map(self._copy, names, pictures))
+        return [f"imgs/{name}" if done else "" for name, done in zip(names, written, strict=True)]
+
+    def _copy(self, name: str, picture: tuple[object, Path | np.ndarray]) -> bool:
         try:
-            encoded = _display_jpeg(picture)
+            encoded = _display_jpeg(picture[1])
         except InputError as error:
-            log.warning("no picture on the page for image %s: %s", image_id, error)
-            return ""
-        name = self._new_name(image_id)
+            log.warning("no picture on the page for image %s: %s", picture[0], error)
+            return False
         with atomic_write(self.folder / "imgs" / name) as stream:
             stream.write(encoded)
-        return f"imgs/{name}"
+        return True
 
     def _new_name(self, image_id: object) -> str:
         stem = safe_name(image_id)
@@ -89,7 +96,7 @@ class VisWriter:
         self._names.add(name.lower())
         return name
 
-    def finish(self, rows: Iterable[Mapping[str, Any]], scores: Mapping[str, float] | None = None) -> Path:
+    def finish(self, rows: Iterable[Row], scores: Mapping[str, float] | None = None) -> Path:
         """Write vis.json row by row, the scores and the page.
 
         Returns:

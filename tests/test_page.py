@@ -139,7 +139,7 @@ def folder(tmp_path: Path) -> Path:
     rows = []
     for number, (photo, described) in enumerate(zip(EXAMPLES[2:5], captions, strict=True), start=1):
         best, other = _described(*described), _described("something else", 0.2, 0.2)
-        image = writer.add_picture(number, photo)
+        (image,) = writer.add_pictures([(number, photo)])
         rows.append({"image_id": number, **best, "file_name": f"{number}.jpg", "image": image, "n_best": [best, other]})
     writer.finish(rows, {"Bleu_1": 0.61, "CIDEr": 0.5})
     return writer.folder
@@ -205,10 +205,11 @@ def test_captions_and_names_are_text_and_never_markup(browser, serve, tmp_path):
 
 def test_many_images_come_page_by_page_and_pictures_as_they_scroll_in(browser, serve, tmp_path):
     writer = VisWriter(tmp_path)
-    rows = []
-    for i in range(250):
-        image = writer.add_picture(i, np.zeros((3, 30, 40), np.uint8))
-        rows.append({"image_id": i, "caption": f"caption {i}", "file_name": f"{i}.jpg", "image": image})
+    images = writer.add_pictures([(i, np.zeros((3, 30, 40), np.uint8)) for i in range(250)])
+    rows = [
+        {"image_id": i, "caption": f"caption {i}", "file_name": f"{i}.jpg", "image": image}
+        for i, image in enumerate(images)
+    ]
     writer.finish(rows)
     server = serve(tmp_path)
     browser.look(1000, 500)

@@ -21,6 +21,11 @@ def writer(tmp_path: Path) -> VisWriter:
     return VisWriter(tmp_path / "new" / "vis")
 
 
+def _add(writer: VisWriter, image_id: object, picture: Path | np.ndarray) -> str:
+    (image,) = writer.add_pictures([(image_id, picture)])
+    return image
+
+
 def _picture(path: Path, size: tuple[int, int], mode: str = "RGB", **save_options: object) -> Path:
     width, height = size
     gradient = np.add.outer(np.arange(height), np.arange(width)) * 255 // (width + height)
@@ -29,7 +34,7 @@ def _picture(path: Path, size: tuple[int, int], mode: str = "RGB", **save_option
 
 
 def test_a_finished_folder_holds_page_rows_scores_and_pictures(writer):
-    image = writer.add_picture("1", EXAMPLES / "cat.jpg")
+    image = _add(writer, "1", EXAMPLES / "cat.jpg")
     rows = [{"image_id": "1", "caption": "a cat, naïve", "file_name": "cat.jpg", "image": image}]
     index = writer.finish(iter(rows), {"CIDEr": 0.5})
     assert index == writer.folder / "index.html"
@@ -50,7 +55,7 @@ def test_scores_of_an_earlier_run_do_not_stay(writer):
 
 
 def test_a_small_jpeg_is_copied_as_it_is(writer):
-    image = writer.add_picture(7, EXAMPLES / "cat.jpg")
+    image = _add(writer, 7, EXAMPLES / "cat.jpg")
     assert (writer.folder / image).read_bytes() == (EXAMPLES / "cat.jpg").read_bytes()
 
 
@@ -68,7 +73,7 @@ def test_a_small_jpeg_is_copied_as_it_is(writer):
 )
 def test_any_format_becomes_a_jpeg_that_keeps_its_aspect(writer, tmp_path, name, mode, size, options):
     source = _picture(tmp_path / name, size, mode, **options)
-    with Image.open(writer.folder / writer.add_picture(1, source)) as copy:
+    with Image.open(writer.folder / _add(writer, 1, source)) as copy:
         assert copy.format == "JPEG"
         assert copy.mode in ("RGB", "L")
         assert max(copy.size) == min(LONGEST_SIDE, max(size))
@@ -81,7 +86,7 @@ def test_a_large_photo_taken_sideways_stands_upright(writer, tmp_path):
     stored = np.zeros((600, 1200, 3), np.uint8)
     stored[:, 600:] = 255
     Image.fromarray(stored).save(tmp_path / "phone.jpg", exif=exif)
-    with Image.open(writer.folder / writer.add_picture(1, tmp_path / "phone.jpg")) as copy:
+    with Image.open(writer.folder / _add(writer, 1, tmp_path / "phone.jpg")) as copy:
         pixels = np.asarray(copy)
         assert copy.size == (LONGEST_SIDE // 2, LONGEST_SIDE)
         assert 0x0112 not in copy.getexif()
@@ -93,7 +98,7 @@ def test_a_large_photo_taken_sideways_stands_upright(writer, tmp_path):
 def test_an_array_becomes_a_picture_of_its_size(writer):
     pixels = np.zeros((3, 256, 256), np.uint8)
     pixels[0] = 200
-    with Image.open(writer.folder / writer.add_picture(1, pixels)) as copy:
+    with Image.open(writer.folder / _add(writer, 1, pixels)) as copy:
         assert copy.size == (256, 256)
         assert np.allclose(np.asarray(copy).mean((0, 1)), (200, 0, 0), atol=3)
 
@@ -102,7 +107,7 @@ def test_an_array_becomes_a_picture_of_its_size(writer):
     "image_id", ["../../escape", "a/b", "a\\b", "", ".", "..", "CON:", "é", "x" * 300, "a\nb", None]
 )
 def test_no_id_leaves_the_folder(writer, image_id):
-    image = writer.add_picture(image_id, np.zeros((3, 8, 8), np.uint8))
+    image = _add(writer, image_id, np.zeros((3, 8, 8), np.uint8))
     folder, name = image.split("/")
     assert folder == "imgs"
     assert name.isascii()
@@ -116,17 +121,23 @@ def test_ids_keep_the_names_of_the_original():
 
 
 def test_equal_ids_keep_their_own_pictures(writer):
-    images = [writer.add_picture(name, np.full((3, 8, 8), grey, np.uint8)) for grey, name in enumerate(("A", "A", "a"))]
+    greys = (0, 100, 200)
+    images = writer.add_pictures(
+        [(i, np.full((3, 8, 8), g, np.uint8)) for i, g in zip(("A", "A", "a"), greys, strict=True)]
+    )
     assert len({image.lower() for image in images}) == 3
+    for image, grey in zip(images, greys, strict=True):
+        with Image.open(writer.folder / image) as copy:
+            assert np.asarray(copy).mean() == pytest.approx(grey, abs=2)
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_logged(writer, tmp_path, caplog):
     (tmp_path / "broken.jpg").write_bytes((EXAMPLES / "cat.jpg").read_bytes()[:90])
-    assert writer.add_picture(3, tmp_path / "broken.jpg") == ""
-    assert writer.add_picture(4, tmp_path / "gone.jpg") == ""
+    assert _add(writer, 3, tmp_path / "broken.jpg") == ""
+    assert _add(writer, 4, tmp_path / "gone.jpg") == ""
     assert "broken.jpg" in caplog.text
     assert "image 4" in caplog.text
-    assert writer.add_picture(5, EXAMPLES / "cat.jpg") == "imgs/img5.jpg"
+    assert _add(writer, 5, EXAMPLES / "cat.jpg") == "imgs/img5.jpg"
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path):
