@@ -2,8 +2,8 @@
 
 import argparse
 import logging
+import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,10 +81,15 @@ def _integer(text: str, least: int) -> int:
 def run(command: str, body: Callable[[], int | None]) -> int:
     """Run a command's body: log to stderr, one line and exit code 1 for bad input, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `caption-eval … | head` ends quietly
     try:
-        return body() or 0
+        code = body() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `caption-eval … | head` has seen enough. (SIGPIPE's default would be shorter, but it would also end a
+        # command whose worker process or server hangs up.) What is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 1
