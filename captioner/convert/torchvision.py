@@ -68,14 +68,14 @@ def read_cnn_weights(source: str, cnn_layer: CnnLayer, pixels: Pixels | None = N
     if path.suffix.lower() == ".caffemodel":
         from captioner.convert.caffe import read_caffemodel
 
-        arrays, known = read_caffemodel(path, wanted_fc=cnn_layer == "fc7"), "caffe"
-        state: Arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    else:
-        state, known = _read_pth(path)
+        arrays = read_caffemodel(path, wanted_fc=cnn_layer == "fc7")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return _check(str(path), tensors, cnn_layer, pixels or "caffe")
+    state, known = _read_pth(path, pixels)
     return _check(str(path), state, cnn_layer, pixels or known)
 
 
-def _read_pth(path: Path) -> tuple[Arrays, Pixels]:
+def _read_pth(path: Path, told: Pixels | None) -> tuple[Arrays, Pixels]:
     content = load_plain(path)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         ours = isinstance(content, Mapping) and "config" in content
@@ -87,7 +87,8 @@ def _read_pth(path: Path) -> tuple[Arrays, Pixels]:
     known = _recorded_pixels(content)
     if known is None:
         known = "torchvision" if f"{FC_NAMES[0]}.weight" in content else "caffe"
-        log.info("%s: taking its weights for ones of %s pixels (--cnn_pixels says otherwise)", path, known)
+        if told is None:
+            log.info("%s: taking its weights for ones of %s pixels (--cnn_pixels says otherwise)", path, known)
     return content, known
 
 
