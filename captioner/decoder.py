@@ -8,10 +8,16 @@ the caption, and END after its last word; step 0 predicts nothing. Ids are 1-bas
 one embedding row, 0 is padding.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+
+# Rows of logits that the loss has in hand at once: with 10,000 words 10 MB, which a CPU's cache holds.
+LOSS_BLOCK = 256
 
 # h and c, each (L, R, H).
 State = tuple[Tensor, Tensor]
@@ -101,10 +107,12 @@ class Decoder(nn.Module):
         targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
         words = torch.cat([features[order], self.embedding(tokens - 1)])
         hidden = self.lstm(PackedSequence(words, batch_sizes.cpu()))[0].data[counts[0] :]  # (P, H) without image step
-        logits = self.output(self._dropout(hidden))
-        # Only captions with a 0 amid their words have steps without a target here.
-        total = F.cross_entropy(_widen(logits), targets - 1, ignore_index=-1, reduction="sum")
-        return total, int((targets > 0).sum())
+        if not (targets > 0).all():  # only captions with a 0 amid their words have steps without a target here
+            hidden, targets = hidden[targets > 0], targets[targets > 0]
+        total = _OutputLoss.apply(
+            self._dropout(hidden), self.output.weight, self.output.bias, targets - 1, torch.is_grad_enabled()
+        )
+        return total, len(targets)
 
     def start(self, features: Tensor) -> State:
         """State after the image step, for features (R, E); the next token to feed is START."""
@@ -146,6 +154,49 @@ class Decoder(nn.Module):
 
     def _dropout(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.drop_prob, self.training)
+
+
+class _OutputLoss(torch.autograd.Function):
+    """Summed cross-entropy of a linear layer, which computes the gradients of its logits along with the loss.
+
+    The logits (P, V+1) are by far the largest tensor of a training step. Here they exist in blocks that fit into the
+    cache, and become their own gradient in place, instead of being written and read anew by log-softmax, the loss and
+    the backward of both. Under autocast the products are in its format and the rest is float32, as with torch's own
+    layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, grads: bool) -> Tensor:
+        """For hidden (P, H), weight (C, H), bias (C,) and columns targets (P,): the scalar sum."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        with torch.autocast(device, enabled=False):
+            ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+            wide = torch.promote_types(dtype, torch.float32)
+            total = hidden.new_zeros((), dtype=wide)
+            d_logits = hidden.new_empty(len(hidden) if grads else 0, len(weight))
+            for start in range(0, len(hidden), LOSS_BLOCK):
+                rows = slice(start, start + LOSS_BLOCK)
+                logits = torch.addmm(bias, hidden[rows], weight.t()).to(wide)
+                columns = targets[rows].unsqueeze(1)
+                logits -= logits.amax(1, keepdim=True)
+                total -= logits.gather(1, columns).sum()
+                sums = logits.exp_().sum(1, keepdim=True)
+                total += sums.log().sum()
+                if grads:
+                    logits /= sums
+                    logits.scatter_add_(1, columns, logits.new_full(columns.shape, -1.0))
+                    d_logits[rows] = logits
+            if grads:
+                ctx.save_for_backward(d_logits @ weight, d_logits.t() @ hidden, d_logits.sum(0, dtype=wide))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(gradient.to(dtype) * d_total.to(dtype) for gradient, dtype in gradients), None, None
 
 
 def caption_targets(labels: Tensor, end_id: int) -> Tensor:

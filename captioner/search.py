@@ -290,8 +290,8 @@ def _topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     size = values.shape[-1]
     whole = size // TOPK_BLOCK * TOPK_BLOCK
     if whole < 2 * count * TOPK_BLOCK:
-        top = values.topk(count)
-        return top.values, top.indices
+        few = values.topk(count)
+        return few.values, few.indices
     maxima = values[..., :whole].unflatten(-1, (-1, TOPK_BLOCK)).amax(-1)
     places = torch.arange(TOPK_BLOCK, device=values.device) + TOPK_BLOCK * maxima.topk(count).indices.unsqueeze(-1)
     places = places.flatten(-2)

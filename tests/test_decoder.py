@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.decoder import Decoder, caption_targets
 
@@ -130,15 +131,38 @@ def test_loss_ignores_the_order_of_captions_and_how_far_they_are_padded():
     torch.testing.assert_close(decoder.loss(features[order], F.pad(labels, (0, 9))[order]), whole)
 
 
-def test_padding_costs_no_work():
-    """The output layer sees one row per target, and the LSTM one per fed token and image."""
-    decoder, labels = make_decoder(), some_labels()
-    seen = {}
-    decoder.output.register_forward_hook(lambda _, inputs, __: seen.update(output=len(inputs[0])))
-    decoder.lstm.register_forward_hook(lambda _, inputs, __: seen.update(lstm=len(inputs[0].data)))
-    _, count = decoder.loss_sum(torch.randn(6, 4).double(), labels)
-    assert count == 8 * 3 + 4 + 5 + 1
-    assert seen == {"output": count, "lstm": count + 6}
+@pytest.mark.parametrize("layers", [1, 2])
+def test_padding_costs_no_work(layers):
+    """All matrix products together take what one row per fed token and one per target cost."""
+    decoder, labels = make_decoder(vocab_size=50, layers=layers), some_labels()
+    features = torch.randn(6, 4).double()
+    with FlopCounterMode(display=False) as counter:
+        _, targets = decoder.loss_sum(features, F.pad(labels, (0, 9)))
+    assert targets == 8 * 3 + 4 + 5 + 1
+    lstm = (targets + 6) * 2 * 32 * (4 + 8) + (targets + 6) * 2 * 32 * 16 * (layers - 1)
+    forward = lstm + targets * 2 * 8 * 51
+    # The gradients of the output layer are computed along with the loss, for two more such products.
+    assert counter.get_total_flops() == forward + 2 * targets * 2 * 8 * 51
+
+
+def test_loss_under_autocast_and_without_gradients_is_the_same_loss():
+    torch.manual_seed(0)
+    decoder, labels = make_decoder(vocab_size=300, encoding=16, rnn=32).float(), some_labels(num=70)
+    features = torch.randn(70, 16)
+    exact = decoder.loss(features, labels)
+    exact.backward()
+    expected = [parameter.grad.clone() for parameter in decoder.parameters()]
+    with torch.no_grad():
+        assert decoder.loss(features, labels) == exact
+    decoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = decoder.loss(features, labels)
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
+    for parameter, gradient in zip(decoder.parameters(), expected, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - gradient).norm() < 0.03 * gradient.norm()
 
 
 def test_first_loss_is_that_of_guessing_and_a_tiny_set_is_learnt_by_heart():
