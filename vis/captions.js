@@ -12,23 +12,26 @@ async function load() {
     explainFile();
     return;
   }
-  let text;
-  try {
-    const response = await fetch("vis.json", { cache: "no-cache" });
-    if (!response.ok) {
-      explain("There is no vis.json beside this page.", [
-        "It is written by",
-        ["pre", "caption-eval --image_folder FOLDER --vis_dir " + folderName()],
-      ]);
-      return;
-    }
-    text = await response.text();
-  } catch (error) {
-    explain("vis.json could not be fetched.", [String(error), "Is the server still running?"]);
-    return;
-  }
+  byId("count").textContent = "Reading vis.json …";
+  const text = await fetchRows();
+  byId("count").textContent = "";
+  if (text === null) return;
   take(text, "vis.json");
   loadScores();
+}
+
+async function fetchRows() {
+  try {
+    const response = await fetch("vis.json", { cache: "no-cache" });
+    if (response.ok) return await response.text();
+    explain("There is no vis.json beside this page.", [
+      "It is written by",
+      ["pre", "caption-eval --image_folder FOLDER --vis_dir " + folderName()],
+    ]);
+  } catch (error) {
+    explain("vis.json could not be fetched.", [String(error), "Is the server still running?"]);
+  }
+  return null;
 }
 
 async function loadScores() {
