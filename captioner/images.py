@@ -203,16 +203,16 @@ def _may_have_exif(image: ImageFile.ImageFile) -> bool:
 def _decode_jpeg_fast(data: bytes) -> np.ndarray | None:
     """A medium-sized JPEG through torchvision: the same filter in SIMD. None: let Pillow judge the file."""
     import torch
-    import torchvision.io
-    import torchvision.transforms.v2.functional as transforms
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the buffer is read-only; nothing writes to it
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
-    try:
-        decoded = torchvision.io.decode_jpeg(encoded)
-    except RuntimeError:
-        return None
+        warnings.simplefilter("ignore")  # the buffer is read-only, but nothing writes to it; deprecation
+        try:
+            import torchvision.transforms.v2.functional as transforms
+            from torchvision.io import decode_jpeg
+
+            decoded = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8))
+        except (RuntimeError, ImportError):  # ImportError: torchvision means to give up decoding one day
+            return None
     squashed = transforms.resize(decoded, [IMAGE_SIZE, IMAGE_SIZE], antialias=True)
     return squashed.expand(3, IMAGE_SIZE, IMAGE_SIZE).numpy()
 

@@ -114,9 +114,8 @@ class JsonStream:
     def _expect(self, character: str) -> None:
         found = self.peek()
         if found != character:
-            raise JsonError(
-                f"is not JSON (expected {character!r}, found {found or 'the end'!r})", self._line_at_position
-            )
+            what = repr(found) if found else "the end of the file"
+            raise JsonError(f"is not JSON (expected {character!r}, found {what})", self._line_at_position)
         self._position += 1
 
     def _more(self) -> bool:

@@ -325,7 +325,9 @@ def _table_rows(path: Path, stream: IO[str], start: str) -> Iterator[Record]:
             f"{path}: is no description of pictures and captions (it begins with {_short(first)})",
             expected="JSON, JSONL, a table with image and caption, Flickr8k's .token, or a folder",
         )
-    rows = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
+    # Spaces are only stripped where a quote hides behind one: they belong to captions that are not quoted.
+    spaced = f'{delimiter} "' in start
+    rows = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     columns: dict[str, int] | None = None
     width = 0
     try:

@@ -1,0 +1,338 @@
+"""Download a list of pictures: many connections, resumed, retried, checked.
+
+    python coco/download.py urls.tsv --folder images
+
+A line of the list is a URL, or URL<tab>path, or URL<tab>path<tab>checksum ("sha256:..", "md5:.."). A file is there
+under its name only when it is complete and, if it is called like a picture, can be decoded as one; until then it is
+NAME.part. Run the same command again to continue. What failed is listed in FOLDER/failed.tsv, with the reason, in
+the form of the list itself.
+"""
+
+import argparse
+import concurrent.futures
+import email.utils
+import hashlib
+import http.client
+import json
+import logging
+import random
+import re
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from captioner.cli.options import Parser, non_negative, positive, run
+from captioner.errors import InputError
+from captioner.files import atomic_write, require_writable_folder
+from captioner.images import read_image, usual_formats
+
+log = logging.getLogger("download")
+
+_CHUNK = 2**16
+_MIN_BYTES_PER_SECOND = 1024  # slower than this on average is as good as dead
+_LONGEST_PAUSE = 60.0
+_WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
+_CHECKSUMS = ("sha256", "md5")
+
+
+class Failure(Exception):
+    """One attempt failed; `again` says whether another may succeed, `pause` what the server asked for in seconds."""
+
+    def __init__(self, reason: str, again: bool, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.pause = pause
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to fetch; `path` is relative to the folder."""
+
+    url: str
+    path: str
+    checksum: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how much: retries, seconds of silence, seconds before the first retry, bytes of one file."""
+
+    retries: int = 5
+    timeout: float = 30.0
+    pause: float = 1.0
+    max_bytes: int = 2**29
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = Parser(prog="coco/download.py", description="Download a list of pictures.")
+    p.add_argument("list", help="text file: URL, or URL<tab>path, or URL<tab>path<tab>checksum per line")
+    p.add_argument("--folder", default="images", help="where the files go")
+    p.add_argument("--connections", default=16, type=positive, help="downloads at a time")
+    p.add_argument("--retries", default=Limits.retries, type=non_negative, help="further attempts per file")
+    p.add_argument("--timeout", default=int(Limits.timeout), type=positive, help="seconds of silence to wait")
+    p.add_argument("--max_mb", default=Limits.max_bytes // 2**20, type=positive, help="largest file, in MiB")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    opt = build_parser().parse_args(argv)
+    limits = Limits(retries=opt.retries, timeout=opt.timeout, max_bytes=opt.max_mb * 2**20)
+    return run("coco/download.py", lambda: download_list(Path(opt.list), Path(opt.folder), opt.connections, limits))
+
+
+def download_list(path: Path, folder: Path, connections: int, limits: Limits) -> None:
+    """Fetch all files of a list.
+
+    Raises:
+        InputError: the list or the folder is at fault, or some files could not be fetched.
+    """
+    items = read_list(path)
+    require_writable_folder(folder, "the files")
+    failed = download(items, folder, connections, limits)
+    report = folder / "failed.tsv"
+    if not failed:
+        report.unlink(missing_ok=True)
+        print(f"all {len(items):,} files are in {folder}")
+        return
+    with atomic_write(report, "w", encoding="utf-8") as stream:
+        for item, reason in failed:
+            stream.write(f"# {reason}\n" + "\t".join(filter(None, (item.url, item.path, item.checksum))) + "\n")
+    first, reason = failed[0]
+    raise InputError(
+        f"{len(failed):,} of {len(items):,} files could not be fetched, the first is {first.url} ({reason})",
+        remedy=f"see {report}, and run the same command again",
+    )
+
+
+def read_list(path: Path) -> list[Item]:
+    """The items of a list; empty lines and lines that begin with # don't count.
+
+    Raises:
+        InputError: naming the line at fault.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text", expected="one URL per line") from None
+    items: list[Item] = []
+    taken: dict[str, Item] = {}
+    for number, line in enumerate(lines, start=1):
+        fields = line.strip().split("\t")
+        if not fields[0] or fields[0].startswith("#"):
+            continue
+        item = _parse_item(fields, f"{path}: line {number}")
+        if len(fields) == 1:
+            item = Item(item.url, _free_name(item, taken))
+        other = taken.setdefault(item.path.lower(), item)  # lower: some file systems don't tell A from a
+        if other is not item and other != item:
+            raise InputError(f"{path}: line {number}: {item.path} is the path of another line too")
+        if other is item:
+            items.append(item)
+    if not items:
+        raise InputError(f"{path}: names no files", expected="one URL per line")
+    return items
+
+
+def _parse_item(fields: list[str], source: str) -> Item:
+    url = fields[0]
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  (parsed only when asked for)
+    except ValueError as error:
+        raise InputError(f"{source}: {url!r} is no URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{source}: {url!r} is no address to download from", expected="http://.. or https://..")
+    if len(fields) > 1:
+        path = fields[1].strip()
+    else:
+        name = urllib.parse.unquote(PurePosixPath(parts.path).name)
+        path = re.sub(r'[\\/:*?"<>|\0]', "_", name) or "index"  # what some file system does not take
+    pure = PurePosixPath(path.replace("\\", "/"))
+    if not path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0] or "\0" in path:
+        raise InputError(f"{source}: {path!r} is no path inside the folder")
+    checksum = fields[2].strip().lower() if len(fields) > 2 else ""
+    if checksum and checksum.partition(":")[0] not in _CHECKSUMS:
+        raise InputError(f"{source}: {checksum!r} is no checksum", expected="sha256:.. or md5:..")
+    return Item(url, str(pure), checksum)
+
+
+def _free_name(item: Item, taken: dict[str, Item]) -> str:
+    """The last part of the URL; numbered if another URL of the list ends alike."""
+    pure = PurePosixPath(item.path)
+    name, number = pure.name, 1
+    while name.lower() in taken and taken[name.lower()].url != item.url:
+        number += 1
+        name = f"{pure.stem}_{number}{pure.suffix}"
+    return name
+
+
+def download(items: Sequence[Item], folder: Path, connections: int, limits: Limits) -> list[tuple[Item, str]]:
+    """Fetch files in parallel, leaving out those that are there; returns what failed, with the reasons."""
+    stop = threading.Event()
+    failed: dict[Item, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(connections) as pool:
+        todo = [item for item in items if not (folder / item.path).exists()]
+        futures = {pool.submit(_fetch_with_retries, item, folder, limits, stop): item for item in todo}
+        try:
+            with tqdm(total=len(items), initial=len(items) - len(todo), unit=" files", disable=None) as bar:
+                for future in concurrent.futures.as_completed(futures):
+                    bar.update()
+                    reason = future.result()
+                    if reason:
+                        failed[futures[future]] = reason
+                        log.warning("%s: %s", futures[future].url, reason)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [(item, failed[item]) for item in items if item in failed]
+
+
+def _fetch_with_retries(item: Item, folder: Path, limits: Limits, stop: threading.Event) -> str:
+    """Returns "" or the reason of the last failure."""
+    for attempt in range(limits.retries + 1):
+        if stop.is_set():
+            return "interrupted"
+        try:
+            fetch(item, folder / item.path, limits)
+            return ""
+        except Failure as failure:
+            reason = str(failure)
+            if not failure.again or attempt == limits.retries:
+                break
+            # Twice as long each time, and not all connections at the same moment.
+            pause = max(failure.pause, limits.pause * 2**attempt * random.uniform(0.5, 1.5))
+            stop.wait(min(pause, _LONGEST_PAUSE))
+    return reason if attempt == 0 else f"{reason}, after {attempt + 1} attempts"
+
+
+def fetch(item: Item, target: Path, limits: Limits) -> None:
+    """One attempt to get one file, going on from what an earlier attempt has left.
+
+    Raises:
+        Failure: with the reason.
+    """
+    part = target.with_name(target.name + ".part")
+    note = target.with_name(target.name + ".part.json")  # which version of the file the part is of
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        start, validator = _left_over(part, note)
+        request = urllib.request.Request(item.url, headers={"User-Agent": "captioner-download"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+            request.add_header("If-Range", validator)
+        with urllib.request.urlopen(request, timeout=limits.timeout) as response:
+            if response.status != 206:
+                start = 0
+            elif not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+                part.unlink()
+                raise Failure("the server continued at the wrong place", again=True)
+            validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            note.write_text(json.dumps("" if validator.startswith("W/") else validator), encoding="utf-8")
+            _save(response, part, start, limits)
+        _check(item, part, target.suffix)
+        part.replace(target)
+        note.unlink(missing_ok=True)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416:  # the part is longer than the file: it was another one
+                part.unlink(missing_ok=True)
+                raise Failure("the server has less than was fetched before", again=True) from None
+            pause = _retry_after(error.headers.get("Retry-After", ""))
+            raise Failure(f"HTTP {error.code} {error.reason}", error.code in _WORTH_RETRYING, pause) from None
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Failure(f"no answer ({reason})" if str(reason) else f"no answer ({type(error).__name__})", True) from None
+    except OSError as error:
+        raise Failure(f"{part}: cannot be written ({error.strerror or error})", again=False) from None
+
+
+def _left_over(part: Path, note: Path) -> tuple[int, str]:
+    """How much of the file is there, and of which version; without a version there is nothing to build on."""
+    try:
+        validator = json.loads(note.read_text(encoding="utf-8"))
+        size = part.stat().st_size
+    except (OSError, ValueError):
+        return 0, ""
+    return (size, validator) if validator else (0, "")
+
+
+def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Limits) -> None:
+    announced = response.headers.get("Content-Length", "")
+    expected = start + int(announced) if announced.isdecimal() else None
+    if expected is not None and expected > limits.max_bytes:
+        raise Failure(f"it holds {expected:,} bytes, more than allowed", again=False)
+    began, received = time.monotonic(), 0
+    with part.open("r+b" if start else "wb") as stream:
+        stream.seek(start)
+        stream.truncate()
+        # read1 returns what has come: a slow server must not keep us from looking at the clock.
+        while chunk := response.read1(_CHUNK):
+            stream.write(chunk)
+            received += len(chunk)
+            if start + received > limits.max_bytes:
+                raise Failure(f"it goes on after {limits.max_bytes:,} bytes", again=False)
+            seconds = time.monotonic() - began
+            if seconds > limits.timeout and received < seconds * _MIN_BYTES_PER_SECOND:
+                raise Failure(f"too slow: {received:,} bytes in {seconds:.0f} s", again=True)
+    if expected is not None and start + received < expected:
+        raise Failure(f"cut off after {start + received:,} of {expected:,} bytes", again=True)
+
+
+def _check(item: Item, part: Path, suffix: str) -> None:
+    """Compare the checksum, and decode what is called like a picture."""
+    checks: list[Callable[[], str]] = []
+    if item.checksum:
+        checks.append(lambda: _checksum_mismatch(item.checksum, part))
+    if usual_formats(suffix):
+        checks.append(lambda: _no_picture(part))
+    for check in checks:
+        reason = check()
+        if reason:
+            part.unlink()  # nothing to go on from
+            raise Failure(reason, again=True)
+
+
+def _checksum_mismatch(checksum: str, part: Path) -> str:
+    name, _, expected = checksum.partition(":")
+    digest = hashlib.new(name)
+    with part.open("rb") as stream:
+        for chunk in _chunks(stream.read):
+            digest.update(chunk)
+    return "" if digest.hexdigest() == expected else f"its {name} is {digest.hexdigest()}, not {expected}"
+
+
+def _chunks(read: Callable[[int], bytes]) -> Iterable[bytes]:
+    return iter(lambda: read(2**20), b"")
+
+
+def _no_picture(part: Path) -> str:
+    try:
+        read_image(part)
+    except InputError as error:
+        return str(error).removeprefix(f"{part}: ")
+    return ""
+
+
+def _retry_after(value: str) -> float:
+    """Seconds, from a number or a date."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
