@@ -39,7 +39,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def _package_files() -> set[str]:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioner").rglob("*.py")}
-    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioner" / "assets").iterdir()}
+    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioner" / "assets").glob("*")}
     return modules | assets
 
 
