@@ -81,6 +81,18 @@ def test_odd_cases_equal_coco_caption(predictions: list[str], references: list[l
     assert_equals_coco_caption(predictions, references)
 
 
+def test_random_corpora_equal_coco_caption() -> None:
+    generator = np.random.default_rng(4)
+
+    def caption() -> str:
+        return " ".join(generator.choice(list("abcdefg"), size=generator.integers(0, 12)))
+
+    for _ in range(40):
+        number = generator.integers(1, 8)
+        references = [[caption() for _ in range(generator.integers(1, 6))] for _ in range(number)]
+        assert_equals_coco_caption([caption() for _ in range(number)], references)
+
+
 def assert_equals_coco_caption(predictions: list[str], references: list[list[str]]) -> None:
     pytest.importorskip("pycocoevalcap", reason="needs the extra `metrics`")
     from pycocoevalcap.bleu.bleu import Bleu

@@ -3,11 +3,11 @@
 Definitions and constants are those of coco-caption, so that scores are comparable with published ones:
 BLEU after Papineni et al. 2002 (closest reference length), CIDEr-D after Vedantam et al. 2015.
 
-Letters: N images (one prediction each), C captions (predictions, then references), T tokens of all captions together,
-G distinct n-grams of one order, E entries of a table = (caption, n-gram) pairs.
+Letters: N images (one prediction each), R references of them, C captions of all kinds, T tokens of all captions
+together, G distinct n-grams of one order, E entries of a table, P distinct (image, n-gram) pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,12 +21,34 @@ _BLEU_TINY, _BLEU_SMALL = 1e-15, 1e-9  # coco-caption's guards against 0/0; they
 
 
 @dataclass(frozen=True)
-class _Entries:
-    """Distinct (caption, n-gram) pairs of one order, by rising caption, then n-gram."""
+class _Order:
+    """The n-grams of one order: an entry per image, n-gram and caption, in this order, so that what a prediction and
+    its references have in common stands together.
 
-    caption: np.ndarray  # (E,) int64
-    gram: np.ndarray  # (E,) int64, 0..G-1
-    count: np.ndarray  # (E,) int64
+    Attributes:
+        document: (E,) image.
+        gram: (E,) n-gram, 0..G-1.
+        slot: (E,) caption of the image: 0 is the prediction, references count from 1.
+        count: (E,) how often the caption has the n-gram.
+        pair: (E,) the (image, n-gram) pair of the entry, 0..P-1.
+        pair_start: (P,) the first entry of each pair.
+        document_frequency: (G,) number of images with the n-gram in a reference.
+    """
+
+    document: np.ndarray
+    gram: np.ndarray
+    slot: np.ndarray
+    count: np.ndarray
+    pair: np.ndarray
+    pair_start: np.ndarray
+    document_frequency: np.ndarray
+
+    def of_prediction(self, values: np.ndarray) -> np.ndarray:
+        """(E,) values of entries → (P,) those of the pairs' predictions, 0 where the prediction lacks the n-gram."""
+        found = np.zeros(len(self.pair_start), values.dtype)
+        predicted = self.slot == 0
+        found[self.pair[predicted]] = values[predicted]
+        return found
 
 
 class NgramTable:
@@ -45,89 +67,86 @@ class NgramTable:
         references: Sequence[Sequence[str]],
         df_references: Sequence[Sequence[str]] | None = None,
     ) -> None:
-        self.num_images = len(predictions)
-        self.num_references = np.array([len(captions) for captions in references])  # (N,)
-        groups = list(references) + list(df_references or [])
+        self.num_images = n = len(predictions)
+        # Images of df_references come after the scored ones and have no prediction.
+        groups = [*references, *(df_references or ())]
+        group_size = np.array([len(captions) for captions in groups])
+        self.num_references = group_size[:n]  # (N,)
         words = [caption.split() for caption in chain(predictions, chain.from_iterable(groups))]
-        self.lengths = np.fromiter(map(len, words), np.int64, len(words))  # (C,) words per caption
-        # Document = image. References of image i belong to document i, those of df_references to later ones.
-        documents = np.repeat(np.arange(len(groups)), [len(captions) for captions in groups])
-        self.document = np.concatenate([np.arange(self.num_images), documents])  # (C,)
-        self.scored = self.num_images + int(self.num_references.sum())  # captions before this one are scored
-        self.first_df_document = self.num_images if df_references else 0
-        self.num_df_documents = len(groups) - self.first_df_document
-        self.orders = [self._order(entries) for entries in _count(words, self.lengths)]
+        lengths = np.fromiter(map(len, words), np.int64, len(words))  # (C,)
+        num_scored = n + int(self.num_references.sum())
+        self.prediction_length, self.reference_length = lengths[:n], lengths[n:num_scored]  # (N,), (R,) words
+        self.first_reference = np.cumsum(group_size) - group_size  # of each image, among all references
+        document = np.concatenate([np.arange(n), np.repeat(np.arange(len(groups)), group_size)])  # (C,)
+        self.reference_document = document[n:num_scored]  # (R,)
+        slot = np.arange(len(words)) - n - self.first_reference[document] + 1
+        slot[:n] = 0
+        self.df_documents = range(n if df_references else 0, len(groups))
+        self.orders = [
+            self._order(document[caption], gram, slot[caption], num_grams)
+            for caption, gram, num_grams in _ngrams(words, lengths)
+        ]
 
-    def _order(self, entries: _Entries) -> "_Order":
-        num_grams = int(entries.gram.max(initial=-1)) + 1
-        predicted = int(np.searchsorted(entries.caption, self.num_images))
-        key = self.document[entries.caption] * num_grams + entries.gram
-        of_df = key[predicted:][self.document[entries.caption[predicted:]] >= self.first_df_document]
-        frequency = np.bincount(np.unique(of_df) % max(num_grams, 1), minlength=num_grams)
-        end = int(np.searchsorted(entries.caption, self.scored))
-        prediction_key, reference_key = key[:predicted], key[predicted:end]
-        if predicted:
-            place = np.minimum(np.searchsorted(prediction_key, reference_key), predicted - 1)
-            shared = np.flatnonzero(prediction_key[place] == reference_key)
-        else:
-            place, shared = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    def _order(self, document: np.ndarray, gram: np.ndarray, slot: np.ndarray, num_grams: int) -> _Order:
+        num_slots = int(slot.max(initial=0)) + 1
+        key, count = np.unique((document * num_grams + gram) * num_slots + slot, return_counts=True)
+        pair_key, slot = np.divmod(key, num_slots)
+        document, gram = np.divmod(pair_key, max(num_grams, 1))
+        starts = np.ones(len(key), bool)
+        starts[1:] = pair_key[1:] != pair_key[:-1]
+        # A pair has a reference if its last entry is one.
+        last = np.ones(len(key), bool)
+        last[:-1] = starts[1:]
+        counted = last & (slot > 0) & (document >= self.df_documents.start)
+        frequency = np.bincount(gram[counted], minlength=num_grams)
+        scored = slice(0, int(np.searchsorted(document, self.num_images)))
         return _Order(
-            _Entries(entries.caption[:predicted], entries.gram[:predicted], entries.count[:predicted]),
-            _Entries(entries.caption[predicted:end], entries.gram[predicted:end], entries.count[predicted:end]),
-            shared,
-            place[shared],
+            document[scored],
+            gram[scored],
+            slot[scored],
+            count[scored],
+            np.cumsum(starts[scored]) - 1,
+            np.flatnonzero(starts[scored]),
             frequency,
         )
 
 
-@dataclass(frozen=True)
-class _Order:
-    """One n-gram order: predictions, references, and which n-grams a reference shares with its image's prediction."""
-
-    prediction: _Entries
-    reference: _Entries
-    shared: np.ndarray  # entries of `reference` that the prediction also has
-    partner: np.ndarray  # the entry of `prediction` for each of them
-    document_frequency: np.ndarray  # (G,) number of documents with the n-gram
-
-
-def _count(words: list[list[str]], lengths: np.ndarray) -> list[_Entries]:
-    ids: dict[str, int] = {}
-    tokens = np.fromiter((ids.setdefault(word, len(ids)) for word in chain.from_iterable(words)), np.int64)  # (T,)
+def _ngrams(words: list[list[str]], lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Per order: the caption and the n-gram's id for every place where an n-gram begins, and G."""
+    flat = list(chain.from_iterable(words))
+    ids = {word: i for i, word in enumerate(dict.fromkeys(flat))}
+    tokens = np.fromiter(map(ids.__getitem__, flat), np.int64, len(flat))  # (T,)
     caption = np.repeat(np.arange(len(words)), lengths)  # (T,) the caption of each token
     remaining = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))  # (T,) tokens to the caption's end
-    gram = np.zeros(len(tokens), np.int64)  # (T,) id of the n-gram that begins at each token
-    tables = []
-    for order in range(1, MAX_ORDER + 1):
+    gram = tokens.copy()  # (T,) id of the n-gram that begins at each token
+    yield caption, gram, len(ids)
+    for order in range(2, MAX_ORDER + 1):
         begin = np.flatnonzero(remaining >= order)
         code = gram[begin] * len(ids) + tokens[begin + order - 1]
         distinct, gram[begin] = np.unique(code, return_inverse=True)
-        key, count = np.unique(caption[begin] * max(len(distinct), 1) + gram[begin], return_counts=True)
-        tables.append(_Entries(*np.divmod(key, max(len(distinct), 1)), count))
-    return tables
+        yield caption[begin], gram[begin], len(distinct)
 
 
 def bleu(table: NgramTable) -> dict[str, Measure]:
     """Bleu_1 to Bleu_4 with the reference length closest to the prediction's (the shorter of two equally close)."""
     n = table.num_images
-    length = table.lengths[:n].astype(np.float64)
+    length = table.prediction_length.astype(np.float64)
     correct = np.zeros((n, MAX_ORDER))
     for k, order in enumerate(table.orders):
-        in_references = np.zeros_like(order.prediction.count)  # highest count in any one reference
-        np.maximum.at(in_references, order.partner, order.reference.count[order.shared])
-        clipped = np.minimum(order.prediction.count, in_references)
-        correct[:, k] = np.bincount(order.prediction.caption, clipped, minlength=n)
+        if len(order.count):
+            highest = np.maximum.reduceat(np.where(order.slot > 0, order.count, 0), order.pair_start)  # in a reference
+            clipped = np.minimum(order.of_prediction(order.count), highest)
+            correct[:, k] = np.bincount(order.document[order.pair_start], clipped, minlength=n)
     guessed = np.maximum(length[:, None] - np.arange(MAX_ORDER), 0)
     rows = np.concatenate([correct, guessed, length[:, None], _closest_lengths(table)[:, None]], axis=1)  # (N, 10)
     return {f"Bleu_{k}": Measure(_Bleu(k)(rows), rows, _Bleu(k)) for k in range(1, MAX_ORDER + 1)}
 
 
 def _closest_lengths(table: NgramTable) -> np.ndarray:
-    references = table.lengths[table.num_images : table.scored]
-    away = np.abs(references - np.repeat(table.lengths[: table.num_images], table.num_references))
-    scale = references.max(initial=0) + 1
-    first = np.cumsum(table.num_references) - table.num_references
-    return (np.minimum.reduceat(away * scale + references, first) % scale).astype(np.float64)
+    away = np.abs(table.reference_length - table.prediction_length[table.reference_document])
+    scale = table.reference_length.max() + 1
+    first = table.first_reference[: table.num_images]
+    return (np.minimum.reduceat(away * scale + table.reference_length, first) % scale).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -144,21 +163,23 @@ class _Bleu:
 
 def cider(table: NgramTable) -> Measure:
     """CIDEr-D (as coco-caption, scaled by 10): tf-idf cosine with clipped counts and a length penalty."""
-    n, scored = table.num_images, table.scored
-    document = table.document[n:scored]  # (R,) image of each reference
-    bigrams = np.maximum(table.lengths[:scored] - 1, 0)
-    similarity = np.zeros(scored - n)  # (R,) summed over orders
+    n, num_references = table.num_images, len(table.reference_document)
+    similarity = np.zeros(num_references)  # (R,) summed over orders
     for order in table.orders:
-        idf = np.log(table.num_df_documents) - np.log(np.maximum(order.document_frequency, 1))
-        predicted = order.prediction.count * idf[order.prediction.gram]
-        referred = order.reference.count * idf[order.reference.gram]
-        norm = np.sqrt(np.bincount(order.prediction.caption, predicted**2, minlength=n))[document]
-        norm *= np.sqrt(np.bincount(order.reference.caption - n, referred**2, minlength=scored - n))
-        common = referred[order.shared]
-        common = common * np.minimum(common, predicted[order.partner])
-        dot = np.bincount(order.reference.caption[order.shared] - n, common, minlength=scored - n)
-        similarity += np.divide(dot, norm, out=np.zeros_like(norm), where=norm != 0)
-    longer = bigrams[:n][document] - bigrams[n:]
+        idf = np.log(len(table.df_documents)) - np.log(np.maximum(order.document_frequency, 1))
+        weight = order.count * idf[order.gram]
+        predicted = order.of_prediction(weight)  # (P,)
+        norm = np.sqrt(np.bincount(order.document[order.pair_start], predicted**2, minlength=n))  # (N,)
+        referred = np.flatnonzero(order.slot > 0)
+        reference = table.first_reference[order.document[referred]] + order.slot[referred] - 1
+        weight = weight[referred]
+        reference_norm = np.sqrt(np.bincount(reference, weight**2, minlength=num_references))  # (R,)
+        common = weight * np.minimum(weight, predicted[order.pair[referred]])
+        dot = np.bincount(reference, common, minlength=num_references)
+        norms = norm[table.reference_document] * reference_norm
+        similarity += np.divide(dot, norms, out=np.zeros_like(norms), where=norms != 0)
+    bigrams = np.maximum(table.prediction_length - 1, 0)[table.reference_document]
+    longer = bigrams - np.maximum(table.reference_length - 1, 0)
     similarity *= np.exp(-(longer**2) / (2 * CIDER_SIGMA**2))
-    total = np.bincount(document, similarity, minlength=n)
+    total = np.bincount(table.reference_document, similarity, minlength=n)
     return mean_measure(10 * total / MAX_ORDER / table.num_references)

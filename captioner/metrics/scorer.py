@@ -91,7 +91,7 @@ def score(
                 measures.update(bleu(table))
             if "CIDEr" in metrics:
                 measures["CIDEr"] = cider(table)
-                if table.num_df_documents == 1:
+                if len(table.df_documents) == 1:
                     notes.append("CIDEr of one image is 0 by definition: give document frequencies of a larger set")
         if "ROUGE_L" in metrics:
             measures["ROUGE_L"] = rouge_l(words, truth)
