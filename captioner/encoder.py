@@ -16,6 +16,9 @@ VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_FC_WIDTH = 4096
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
 LAST_GRID = 7  # 224 pixels halved five times
+# torchvision counts convolutions, ReLUs and poolings alike.
+CONV_NAMES = tuple(f"features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
+FC_NAMES = ("classifier.0", "classifier.3")
 
 # Caffe's convention: grey levels 0..255 minus the mean of ImageNet, RGB order here.
 CAFFE_MEAN = (123.68, 116.779, 103.939)

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchvision
 
-from captioner.convert.torchvision import CONV_NAMES, FC_NAMES, read_cnn_weights
-from captioner.encoder import Encoder, normalise
+from captioner.convert.torchvision import read_cnn_weights
+from captioner.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 from captioner.errors import InputError
 
 WIDTHS = (2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.convert.torchvision import CONV_NAMES, FC_NAMES
-from captioner.encoder import CONVS_BEFORE_POOL, LAST_GRID
+from captioner.encoder import CONV_NAMES, CONVS_BEFORE_POOL, FC_NAMES, LAST_GRID
 from captioner.errors import InputError
 
 CAFFE_CONV_NAMES = tuple(
@@ -55,27 +54,41 @@ def read_caffemodel(path: str | Path, wanted_fc: bool = True) -> dict[str, np.nd
         InputError: no such file, not a whole .caffemodel, or not VGG16's layers; says at which byte.
     """
     path = Path(path)
-    layers = _Reader(path).layers()
+    data: bytes | mmap.mmap = b""
+    try:
+        with path.open("rb") as stream:
+            if stream.seek(0, 2):  # an empty file cannot be mapped
+                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})", remedy="check the path") from error
+    return parse_caffemodel(data, str(path), wanted_fc)
+
+
+def parse_caffemodel(data: "bytes | mmap.mmap", source: str, wanted_fc: bool = True) -> dict[str, np.ndarray]:
+    """`read_caffemodel` of a file's content; `source` names it in errors."""
+    if not data:
+        raise InputError(f"{source}: byte 0: the file is empty", expected="a .caffemodel")
+    layers = _Reader(data, source).layers()
     state: dict[str, np.ndarray] = {}
     inputs = 3
     for name in (*CAFFE_CONV_NAMES, *(CAFFE_FC_NAMES if wanted_fc else ())):
         layer = layers.get(name)
         if layer is None:
             raise InputError(
-                f"{path}: no layer {name} up to the end of the file at byte {path.stat().st_size}",
+                f"{source}: no layer {name} up to the end of the file at byte {len(data)}",
                 expected="VGG16's layers (VGG_ILSVRC_16_layers.caffemodel)",
             )
         if len(layer.blobs) != 2:
             raise InputError(
-                f"{path}: byte {layer.offset}: layer {name} holds {len(layer.blobs)} arrays",
+                f"{source}: byte {layer.offset}: layer {name} holds {len(layer.blobs)} arrays",
                 expected="its weights and its biases",
             )
         if name == "fc6":
             inputs *= LAST_GRID**2
         kernel = (inputs, 3, 3) if name in CAFFE_CONV_NAMES else (inputs,)
         outputs = layer.blobs[1].values.size
-        weight = _shaped(layer.blobs[0], (outputs, *kernel), f"{path}: byte %d: {name}'s weights")
-        bias = _shaped(layer.blobs[1], (outputs,), f"{path}: byte %d: {name}'s biases")
+        weight = _shaped(layer.blobs[0], (outputs, *kernel), f"{source}: byte %d: {name}'s weights")
+        bias = _shaped(layer.blobs[1], (outputs,), f"{source}: byte %d: {name}'s biases")
         state[f"{NAMES[name]}.weight"] = weight[:, ::-1].copy() if name == "conv1_1" else weight
         state[f"{NAMES[name]}.bias"] = bias
         inputs = outputs
@@ -102,17 +115,8 @@ def _shaped(blob: _Blob, shape: tuple[int, ...], where: str) -> np.ndarray:
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data: bytes | mmap.mmap = b""
-        try:
-            with path.open("rb") as stream:
-                if stream.seek(0, 2):
-                    self.data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})", remedy="check the path") from error
-        if not self.data:
-            raise InputError(f"{path}: byte 0: the file is empty", expected="a .caffemodel")
+    def __init__(self, data: "bytes | mmap.mmap", source: str) -> None:
+        self.data, self.source = data, source
 
     def layers(self) -> dict[str, _Layer]:
         """VGG16's layers among those of the net, by name; everything else is passed over."""
@@ -223,7 +227,7 @@ class _Reader:
 
     def _error(self, at: int, problem: str, expected: str) -> InputError:
         return InputError(
-            f"{self.path}: byte {at}: {problem}",
+            f"{self.source}: byte {at}: {problem}",
             expected=expected,
             remedy="the file is damaged, incomplete or not a .caffemodel",
         )

@@ -14,8 +14,7 @@ import torch
 
 from captioner.checkpoint import Checkpoint
 from captioner.convert.torch7 import TorchObject, load_torch7
-from captioner.convert.torchvision import CONV_NAMES, FC_NAMES
-from captioner.encoder import LAST_GRID
+from captioner.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 from captioner.errors import InputError
 from captioner.model import ModelConfig
 from captioner.text import Vocab

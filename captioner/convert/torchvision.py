@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from captioner.checkpoint import load_plain
-from captioner.encoder import LAST_GRID, VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
+from captioner.convert.caffe import read_caffemodel
+from captioner.encoder import CONV_NAMES, FC_NAMES, LAST_GRID, VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# torchvision counts convolutions, ReLUs and poolings alike.
-CONV_NAMES = tuple(f"features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
-FC_NAMES = ("classifier.0", "classifier.3")
 CLASSES_NAME = "classifier.6"  # the 1000 ImageNet classes, of no use here
 
 # Where our own .pth says which pixels its weights want. torch keeps this attribute of a state_dict through saving and
@@ -66,8 +64,6 @@ def read_cnn_weights(source: str, cnn_layer: CnnLayer, pixels: Pixels | None = N
         return CnnWeights({}, VGG16_WIDTHS, VGG16_FC_WIDTH, pixels or "caffe")
     path = _download() if source == "imagenet" else Path(source)
     if path.suffix.lower() == ".caffemodel":
-        from captioner.convert.caffe import read_caffemodel
-
         arrays = read_caffemodel(path, wanted_fc=cnn_layer == "fc7")
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return _check(str(path), tensors, cnn_layer, pixels or "caffe")
