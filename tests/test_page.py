@@ -50,7 +50,7 @@ class Browser:
         )
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: condition())
+        return WebDriverWait(self.driver, 30, poll_frequency=0.02).until(lambda _: condition())
 
     def run(self, script: str) -> Any:
         return self.driver.execute_script(script)
