@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from caffe_writer import NAMES, narrow_net, written
 
 from captioner.convert.caffe import read_caffemodel
-from captioner.convert.torchvision import CONV_NAMES, FC_NAMES, read_cnn_weights
-from captioner.encoder import Encoder, normalise
+from captioner.convert.torchvision import read_cnn_weights
+from captioner.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 from captioner.errors import InputError
 
-CAFFE_NAMES = [f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)] + [
-    "fc6",
-    "fc7",
-]
 KINDS = ("v1", "new", "new_double")
 
 
@@ -30,7 +27,7 @@ def test_arrays_equal_and_conv1_1_is_rgb(caffe: Path, kind: str) -> None:
     expected = np.load(caffe / "expected.npz")
     got = read_caffemodel(caffe / f"vgg16_narrow_{kind}.caffemodel")
     assert len(got) == 30
-    for theirs, ours in zip(CAFFE_NAMES, (*CONV_NAMES, *FC_NAMES), strict=True):
+    for theirs, ours in zip(NAMES, (*CONV_NAMES, *FC_NAMES), strict=True):
         weight = expected[f"{theirs}.weight"]
         np.testing.assert_array_equal(got[f"{ours}.weight"], weight[:, ::-1] if theirs == "conv1_1" else weight)
         np.testing.assert_array_equal(got[f"{ours}.bias"], expected[f"{theirs}.bias"])
@@ -71,44 +68,7 @@ def test_a_file_cut_at_any_of_many_bytes_is_refused(caffe: Path, tmp_path: Path)
             read_caffemodel(cut)
 
 
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def message(number: int, content: bytes) -> bytes:
-    return varint(number * 8 + 2) + varint(len(content)) + content
-
-
-def narrow_net() -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]:
-    """A VGG16 of one channel per layer."""
-    random = np.random.default_rng(0)
-    net, inputs = {}, 3
-    for name in CAFFE_NAMES:
-        shape = (1, inputs, 3, 3) if name.startswith("conv") else (1, inputs * 49 if name == "fc6" else inputs)
-        net[name] = [(shape, random.normal(size=shape)), ((1,), random.normal(size=1))]
-        inputs = 1
-    return net
-
-
-def written(net: dict, dims_packed: bool = True, in_pieces: bool = False) -> bytes:
-    out = b""
-    for name, blobs in net.items():
-        layer = message(1, name.encode())
-        for shape, values in blobs:
-            dims = b"".join(varint(n) for n in shape)
-            shape_message = message(1, dims) if dims_packed else b"".join(b"\x08" + varint(n) for n in shape)
-            data = values.astype("<f4").tobytes()
-            pieces = [data[:4], data[4:]] if in_pieces else [data]
-            layer += message(7, message(7, shape_message) + b"".join(message(5, piece) for piece in pieces))
-        out += message(100, layer)
-    return out
-
-
-@pytest.mark.parametrize("form", [{}, {"dims_packed": False}, {"in_pieces": True}])
+@pytest.mark.parametrize("form", [{}, {"dims_packed": False}, {"in_pieces": True}, {"old": True}])
 def test_every_spelling_protobuf_allows_is_read(tmp_path: Path, form: dict) -> None:
     net = narrow_net()
     (tmp_path / "x.caffemodel").write_bytes(written(net, **form))

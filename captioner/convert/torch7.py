@@ -16,6 +16,7 @@ as decimal text, a newline after each group, but strings, bytes and chars raw.
 | function                | None: skipped, with its upvalues                                                   |
 """
 
+import math
 import mmap
 import re
 import struct
@@ -159,7 +160,7 @@ class _Reader:
         for _ in range(self.read_count("table", 2 * self.smallest_object)):
             start = self.position
             key = yield self._object()
-            if key is None or key != key:
+            if key is None or (isinstance(key, float) and math.isnan(key)):
                 raise self.error("a table key is nil, NaN or a function", "a key", start)
             value = yield self._object()
             if value is not None:

@@ -1,0 +1,181 @@
+"""caption-convert: checkpoints and weights from and for other places (original: convert_checkpoint_gpu_to_cpu.lua)."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from captioner.cli.options import Parser, run
+from captioner.errors import InputError
+
+if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
+    from captioner.checkpoint import Checkpoint
+
+Kind = Literal["torch7", "caffe", "pytorch"]
+
+LEGACY_PICKLE = b"\x80\x02"  # .pth files from before PyTorch 1.6
+CNN_HINT = "use it as it is: caption-train --cnn_model"
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    p = Parser(
+        prog="caption-convert",
+        description="Convert a neuraltalk2 checkpoint (.t7 to .pt), Caffe's VGG16 (.caffemodel to a torchvision .pth), "
+        "or a checkpoint of ours (.pt to _cpu.pt, without resume state; or to .safetensors).",
+    )
+    p.add_argument("path", help="the file to read")
+    p.add_argument(
+        "--output", help="the file to write (default: beside the one read); .safetensors chooses that format"
+    )
+    p.add_argument(
+        "--dtype", choices=("float32", "float16", "int8"), default="float32", help="how the weights are stored"
+    )
+    p.add_argument("--inspect", action="store_true", help="print what the file holds, and write nothing")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    opt = build_parser().parse_args(argv)
+    path, output = Path(opt.path), Path(opt.output) if opt.output else None
+    if opt.inspect:
+        return run("caption-convert", lambda: inspect(path))
+    return run("caption-convert", lambda: convert(path, output, opt.dtype))
+
+
+def convert(path: Path, output: Path | None, dtype: Literal["float32", "float16", "int8"]) -> None:
+    """Read `path` by its kind, and write its counterpart."""
+    kind = kind_of(path)
+    default = {
+        "torch7": path.with_suffix(".pt"),
+        "caffe": path.with_suffix(".pth"),
+        "pytorch": path.with_name(f"{path.stem}_cpu.pt"),
+    }
+    output = output or default[kind]
+    if output.exists() and output.samefile(path):
+        raise InputError(f"{output}: reading and writing the same file", remedy="choose another --output")
+    if kind == "caffe":
+        from captioner.convert.export import export_cnn_weights
+        from captioner.convert.torchvision import read_cnn_weights
+
+        weights = read_cnn_weights(str(path), "fc7")
+        print(f"read {path}: VGG16 for Caffe, {size_of(path)}, {len(weights.state)} arrays", flush=True)
+        export_cnn_weights(output, weights.state, weights.pixels, dtype)
+    else:
+        from captioner.convert.export import export_checkpoint
+
+        checkpoint = load(path, kind)
+        title = dict(describe_checkpoint(checkpoint))["model"]
+        print(f"read {path}: {KIND_NAMES[kind]}, {size_of(path)}, {title}", flush=True)
+        export_checkpoint(output, checkpoint, dtype)
+    print(f"wrote {output}: {dtype}, {size_of(output)} ({output.stat().st_size / path.stat().st_size:.0%})")
+
+
+def inspect(path: Path) -> None:
+    """Print what a file holds, one fact a line."""
+    kind = kind_of(path)
+    facts = [("file", f"{path}, {size_of(path)}")]
+    if kind == "caffe":
+        from captioner.convert.caffe import read_caffemodel
+
+        facts += [("kind", "VGG16 for Caffe (pixels: caffe)")]
+        facts += [(name, "×".join(map(str, array.shape))) for name, array in read_caffemodel(path).items()]
+    elif kind == "pytorch" and (tensors := state_dict_of(path)):
+        facts += [("kind", "state_dict of PyTorch")]
+        facts += [(name, f"{'×'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}") for name, t in tensors]
+    else:
+        facts += [("kind", KIND_NAMES[kind]), *describe_checkpoint(load(path, kind))]
+    for name, value in facts:
+        print(f"{name}: {value}")
+
+
+KIND_NAMES = {"torch7": "neuraltalk2 checkpoint of Torch7", "pytorch": "captioner checkpoint"}
+
+
+def kind_of(path: Path) -> Kind:
+    """Told by suffix, else by content."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", remedy="check the path")
+    suffixes: dict[str, Kind] = {".t7": "torch7", ".caffemodel": "caffe", ".pt": "pytorch", ".pth": "pytorch"}
+    if path.suffix.lower() in suffixes:
+        return suffixes[path.suffix.lower()]
+    with path.open("rb") as stream:
+        first = stream.read(4)
+    if zipfile.is_zipfile(path) or first.startswith(LEGACY_PICKLE):
+        return "pytorch"
+    if first and (first[0] <= 8 or first[:1].isdigit()):
+        return "torch7"
+    raise InputError(f"{path}: unknown kind of file", expected="a .t7, a .caffemodel or a .pt")
+
+
+def load(path: Path, kind: Kind) -> "Checkpoint":
+    """A checkpoint of either kind."""
+    from captioner.checkpoint import load_checkpoint
+
+    if kind == "torch7":
+        from captioner.convert.neuraltalk2 import load_neuraltalk2
+
+        return load_neuraltalk2(path)
+    if state_dict_of(path):
+        raise InputError(f"{path}: PyTorch weights, not a checkpoint of ours", remedy=f"{CNN_HINT} {path}")
+    return load_checkpoint(path)
+
+
+def state_dict_of(path: Path) -> list:
+    """The names and tensors of a plain PyTorch state_dict; empty where the file is something else."""
+    import torch
+
+    from captioner.checkpoint import load_plain
+
+    content = load_plain(path)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        return []
+    return list(content.items())
+
+
+def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
+    """Facts about a checkpoint, the most wanted first."""
+    config = checkpoint.config
+    parameters = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    facts = [
+        (
+            "model",
+            f"VGG16 to {config.cnn_layer}, LSTM of {config.num_layers} × {config.rnn_size}, "
+            f"{config.vocab_size} words, iteration {checkpoint.iteration}",
+        ),
+        ("parameters", f"{parameters:,}"),
+        ("encoding size", str(config.encoding_size)),
+        ("longest caption", f"{config.max_length} words"),
+        ("pixels", config.cnn_pixels),
+        ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
+        ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),
+        ("iteration", str(checkpoint.iteration)),
+    ]
+    if checkpoint.best_score is not None:
+        facts.append(("best score", f"{checkpoint.best_score:.4f}"))
+    for name, history in (("training loss", checkpoint.loss_history), ("validation loss", checkpoint.val_loss_history)):
+        if history:
+            last = max(history)
+            facts.append((name, f"{history[last]:.4f} at iteration {last} ({len(history)} recorded)"))
+    if checkpoint.val_lang_stats_history:
+        last = max(checkpoint.val_lang_stats_history)
+        scores = checkpoint.val_lang_stats_history[last]
+        told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(scores.items()))
+        facts.append(("scores", f"{told} at iteration {last}"))
+    facts += [(f"option {name}", repr(value)) for name, value in sorted(checkpoint.opt.items())]
+    return facts
+
+
+def size_of(path: Path) -> str:
+    """A file's size for people, in units of 1000."""
+    size = float(path.stat().st_size)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
