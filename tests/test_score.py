@@ -293,3 +293,10 @@ def test_coco_validation_set_in_seconds(shared: Path, tmp_path: Path) -> None:
     assert "5,000 images, joined by image id" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
     assert seconds < 10  # 1 s on a quiet machine (bench/RESULTS.md); this only catches a change of order
+
+
+def test_what_to_score_must_be_said(command) -> None:
+    for arguments in ([], ["--predictions", "p.json"], ["--images", "d", "--captions", "c", "--predictions", "p.json"]):
+        done = command("score", *arguments)
+        assert done.returncode == 2
+        assert "give --predictions with --references, or --images with --captions" in done.stderr

@@ -1,18 +1,21 @@
-"""caption-score: predictions against what people said, with intervals, comparison of systems and diversity."""
+"""caption-score: predictions against what people said, or given captions by what a model thinks of them."""
 
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from captioner.cli.options import Parser, flag, positive, run
+from captioner.cli.options import Parser, flag, non_negative, positive, run
 from captioner.errors import InputError
 from captioner.files import atomic_write
 
-if TYPE_CHECKING:  # numpy is imported late, so that --help and argument errors are instant
-    from captioner.metrics.pairing import Joined, Pair
+if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argument errors are instant
+    from captioner.loader import Batch
+    from captioner.metrics.pairing import Joined, Pair, Reference
 
 log = logging.getLogger(__name__)
 
@@ -23,26 +26,41 @@ def parser() -> Parser:
         prog="caption-score",
         description="Score captions against references: BLEU, METEOR, ROUGE_L, CIDEr and SPICE as coco-caption's. "
         "Images are joined by file name or image id. METEOR, SPICE and --tokenizer ptb need Java and the extra "
-        "`metrics`; what cannot run is skipped.",
+        "`metrics`; what cannot run is skipped. Or, with --images and --captions: log p(caption | image).",
     )
-    p.add_argument("--predictions", required=True, metavar="P.json", help="[{image_id or file_name, caption}, ..]")
-    p.add_argument("--references", required=True, metavar="R.json", help="COCO annotations or any raw data")
     p.add_argument("--output", metavar="S.json", help="also write the scores here")
-    p.add_argument("--metrics", default="all", help="some of Bleu,METEOR,ROUGE_L,CIDEr,SPICE, separated by commas")
-    p.add_argument("--tokenizer", choices=("python", "ptb"), default="python", help="ptb: coco-caption's own")
-    p.add_argument("--per_caption", type=flag, default="0", help="scores of each caption, worst first, or in --output")
-    p.add_argument("--compare", metavar="OTHER.json", help="predictions of another system: test the difference")
-    p.add_argument("--bootstrap", type=positive, default=1000, help="resamples for the intervals")
-    p.add_argument("--df", metavar="R.json", help="references to count CIDEr's document frequencies on")
-    p.add_argument("--train_captions", metavar="R.json", help="captions trained on: gives the share of novel ones")
-    p.add_argument("--seed", type=int, default=123, help="of the resamples")
+    g = p.add_argument_group("against references")
+    g.add_argument("--predictions", metavar="P.json", help="[{image_id or file_name, caption}, ..]")
+    g.add_argument("--references", metavar="R.json", help="COCO annotations or any raw data")
+    g.add_argument("--metrics", default="all", help="some of Bleu,METEOR,ROUGE_L,CIDEr,SPICE, separated by commas")
+    g.add_argument("--tokenizer", choices=("python", "ptb"), default="python", help="ptb: coco-caption's own")
+    g.add_argument("--per_caption", type=flag, default="0", help="scores of each caption, worst first, or in --output")
+    g.add_argument("--compare", metavar="OTHER.json", help="predictions of another system: test the difference")
+    g.add_argument("--bootstrap", type=positive, default=1000, help="resamples for the intervals")
+    g.add_argument("--df", metavar="R.json", help="references to count CIDEr's document frequencies on")
+    g.add_argument("--train_captions", metavar="R.json", help="captions trained on: gives the share of novel ones")
+    g.add_argument("--seed", type=int, default=123, help="of the resamples")
+    g = p.add_argument_group("by a model, least likely first")
+    g.add_argument("--images", metavar="DIR", help="folder of the pictures")
+    g.add_argument("--captions", metavar="F", help="captions by file name, in any form that --references takes")
+    g.add_argument("--model", nargs="+", default=[], help="checkpoints, averaged; default: the bundled one")
+    g.add_argument("--batch_size", type=positive, default=8, help="images at once; the results do not depend on it")
+    g.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
+    g.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the CNN")
+    g.add_argument("--num_workers", type=non_negative, default=2, help="threads that read and decode pictures")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `caption-score`."""
-    opt = parser().parse_args(argv)
-    return run("caption-score", lambda: _score(opt))
+    p = parser()
+    opt = p.parse_args(argv)
+    against, by_model = (opt.predictions, opt.references), (opt.images, opt.captions)
+    if all(against) and not any((*by_model, *opt.model)):
+        return run("caption-score", lambda: _score(opt))
+    if all(by_model) and not any(against):
+        return run("caption-score", lambda: _judge(opt))
+    return p.error("give --predictions with --references, or --images with --captions")
 
 
 def _score(opt: argparse.Namespace) -> None:
@@ -96,6 +114,73 @@ def _score(opt: argparse.Namespace) -> None:
         with atomic_write(opt.output, "w", encoding="utf-8") as stream:
             json.dump(written, stream, ensure_ascii=False, indent=1)
             stream.write("\n")
+
+
+def _judge(opt: argparse.Namespace) -> None:
+    """log p(caption | image) of every caption, to stdout least likely first, to --output in the file's order."""
+    from tqdm import tqdm
+
+    from captioner.checkpoint import build_model, bundled_model_path, load_checkpoint
+    from captioner.device import choose_device, inference_dtype, keep_freed_memory
+    from captioner.evaluate import Captioner, require_same_vocabulary
+    from captioner.likelihood import likelihoods, result_rows
+    from captioner.loader import file_batches, shares
+    from captioner.results import require_known_suffix, write_results
+
+    if opt.output:
+        require_known_suffix(Path(opt.output))
+    described = _with_files(opt.captions, Path(opt.images))
+    paths = opt.model or [bundled_model_path()]
+    checkpoints = [load_checkpoint(path) for path in paths]
+    require_same_vocabulary([(str(path), own.vocab) for path, own in zip(paths, checkpoints, strict=True)])
+    keep_freed_memory()
+    device = choose_device(opt.gpuid)
+    models = [build_model(checkpoint) for checkpoint in checkpoints]
+    captioner = Captioner(models, checkpoints[0].vocab, device, inference_dtype(opt.precision, device))
+
+    files = [(file, {"file_path": reference.name}) for file, reference in described]
+    places = list(shares(len(files), opt.batch_size, 0, 1))
+    batches = file_batches(files, places, opt.num_workers)
+    rows: list[dict[str, Any]] = []
+
+    def readable() -> "Iterator[Batch]":
+        for batch in tqdm(batches, total=len(places), disable=None, unit="batch"):
+            for _, reason in batch.skipped:
+                log.warning("skipped %s", reason)
+            yield batch
+
+    for position, judged in likelihoods(captioner, readable(), [reference.captions for _, reference in described]):
+        reference = described[position][1]
+        rows += result_rows(reference.image_id, reference.name, reference.captions, judged)
+    if not rows:
+        raise InputError(f"{opt.images}: none of the {len(described):,} pictures could be read")
+    if opt.output:
+        write_results(Path(opt.output), rows)
+    for row in sorted(rows, key=lambda row: row["confidence"]):
+        logprob = -math.inf if row["logprob"] is None else row["logprob"]
+        print(f"{row['confidence']:.4f}  {logprob:8.2f}  {row['caption']}  ({row['file_name']})")
+
+
+def _with_files(captions: str, folder: Path) -> "list[tuple[Path, Reference]]":
+    """Each described image with its file: by its path in the folder, or by its name alone where only that exists.
+
+    Raises:
+        InputError: no such folder, or an image without a file name.
+    """
+    from captioner.metrics.pairing import read_references
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder", expected="the folder of the pictures")
+    described = []
+    for reference in read_references(captions):
+        if not reference.name:
+            raise InputError(
+                f"{captions}: image {reference.label} has no file name", expected='"file_path" of each image'
+            )
+        path = folder / reference.name
+        beside = folder / path.name
+        described.append((beside if beside.is_file() and not path.is_file() else path, reference))
+    return described
 
 
 def _metrics(text: str) -> tuple[str, ...]:

@@ -1,0 +1,147 @@
+"""log p(caption | image) of given captions: ranking candidates, and finding captions that belong to another picture.
+
+Letters: M captions, D words of the longest, V words.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from captioner.decoder import Decoder, caption_targets
+from captioner.evaluate import Captioner
+from captioner.loader import Batch
+from captioner.text import Vocab, tokenise
+
+CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the model thinks of one caption.
+
+    Attributes:
+        words: as the model reads them; a word it does not know is UNK.
+        word_logprobs: natural logarithms, one per word and one for END.
+        unknown: the words it does not know.
+    """
+
+    words: tuple[str, ...]
+    word_logprobs: tuple[float, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def logprob(self) -> float:
+        """log p(caption | image), over the words and END; −inf if it has a word that the model can never say."""
+        return sum(self.word_logprobs)
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities: comparable between lengths, in 0..1."""
+        return math.exp(self.logprob / len(self.word_logprobs))
+
+
+def likelihoods(
+    captioner: Captioner, batches: Iterable[Batch], captions: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, list[Likelihood]]]:
+    """Judge the captions of every image; several models average their probabilities.
+
+    Args:
+        batches: the images; those that could not be read are left out.
+        captions: for each position of the run, the captions of that image.
+
+    Yields:
+        The position of an image and what the model thinks of its captions, in their order.
+    """
+    for batch in batches:
+        if not batch.positions:
+            continue
+        with torch.inference_mode():
+            encodings = captioner.encode(batch.to(captioner.device))
+            rows = [row for row, position in enumerate(batch.positions) for _ in captions[position]]
+            texts = [text for position in batch.positions for text in captions[position]]
+            found: list[Likelihood] = []
+            for start in range(0, len(texts), CAPTIONS_AT_ONCE):
+                some = slice(start, start + CAPTIONS_AT_ONCE)
+                found += _judge(captioner, [encoding[rows[some]] for encoding in encodings], texts[some])
+        judged = iter(found)
+        for position in batch.positions:
+            yield position, [next(judged) for _ in captions[position]]
+
+
+def _judge(captioner: Captioner, features: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+    """Judge M captions; `features` holds (M, E) of each model."""
+    vocab = captioner.vocab
+    tokens = [tokenise(text, vocab.tokenizer) for text in texts]
+    labels = pad_sequence([_ids(words, vocab) for words in tokens], batch_first=True).to(captioner.device)  # (M, D)
+    logprobs = torch.stack(
+        [target_logprobs(model.decoder, own, labels) for model, own in zip(captioner.models, features, strict=True)]
+    )
+    mean = (logprobs.logsumexp(0) - math.log(len(logprobs))).tolist()  # (M, D+1)
+    judged = []
+    for words, row in zip(tokens, mean, strict=True):
+        unknown = tuple(word for word in words if word not in vocab)
+        read, scores = words, row[: len(words) + 1]
+        if unknown and vocab.unk_id:
+            read = [word if word in vocab else vocab.word(vocab.unk_id) for word in words]
+        elif unknown:
+            scores = [-math.inf if word not in vocab else score for word, score in zip(words, row, strict=False)]
+            scores.append(row[len(words)])
+        judged.append(Likelihood(tuple(read), tuple(scores), unknown))
+    return judged
+
+
+def _ids(words: Sequence[str], vocab: Vocab) -> Tensor:
+    # Without UNK an unknown word is read as word 1, which keeps the others' places; its own score is not used.
+    known = words if vocab.unk_id else [word if word in vocab else vocab.word(1) for word in words]
+    return torch.tensor(vocab.encode(known, len(words)), dtype=torch.long)
+
+
+def target_logprobs(decoder: Decoder, features: Tensor, labels: Tensor) -> Tensor:
+    """Natural log-probability of every word of a caption and of END after it.
+
+    Args:
+        features: (M, E), one image feature per caption.
+        labels: (M, D) int64 word ids, 0-padded.
+
+    Returns:
+        (M, D+1) float32, 0 after END.
+    """
+    targets = caption_targets(labels, decoder.end_id)  # (M, D+1)
+    logprobs = decoder(features, labels)[:, 1:]  # the image step predicts nothing
+    chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
+    return chosen.where(targets > 0, 0.0)
+
+
+def result_rows(
+    image_id: int | str | None, file_name: str | None, captions: Sequence[str], judged: Sequence[Likelihood]
+) -> list[dict[str, Any]]:
+    """One row per caption of an image, named as the rows of caption-eval; `rank` 1 is its likeliest caption.
+
+    What is impossible has the logprob null, for JSON knows no infinity.
+    """
+    ranking = sorted(range(len(judged)), key=lambda i: -judged[i].logprob)
+    return [
+        {
+            "image_id": image_id,
+            "file_name": file_name,
+            "caption": caption,
+            "logprob": _finite(found.logprob),
+            "confidence": found.confidence,
+            "rank": ranking.index(i) + 1,
+            "words": [
+                {"word": word, "logprob": _finite(logprob)}
+                for word, logprob in zip(found.words, found.word_logprobs, strict=False)
+            ],
+            "unknown_words": list(found.unknown),
+        }
+        for i, (caption, found) in enumerate(zip(captions, judged, strict=True))
+    ]
+
+
+def _finite(logprob: float) -> float | None:
+    return logprob if math.isfinite(logprob) else None
