@@ -144,7 +144,9 @@ def search(
         return []
     if options.beam_size > 1 and not options.sample:
         return _beam_search(step, state, num_images, vocab_size, max_length, options)
-    if seeds is None and options.sample:
+    if not options.sample:
+        seeds = None  # a greedy search draws nothing, whatever the caller offers
+    elif seeds is None:
         seeds = torch.randint(2**62, (num_images,)).tolist()
     return _follow_paths(step, state, num_images, vocab_size, max_length, options, seeds)
 
