@@ -251,6 +251,19 @@ def test_search_and_order(browser, serve, folder):
     assert browser.one("#count").text == "0 of 3 images match"
 
 
+def test_scores_of_caption_score_show_with_their_intervals(browser, serve, folder, command):
+    references = [{"id": n, "captions": ["a cat sits", "two dogs play"]} for n in (1, 2, 3)]
+    (folder / "references.json").write_text(json.dumps(references))
+    arguments = ("--references", folder / "references.json", "--metrics", "rouge_l", "--output", folder / "scores.json")
+    assert command("score", "--predictions", folder / "vis.json", *arguments).returncode == 0
+    browser.open(serve(folder).address)
+    browser.wait(lambda: browser.all(".card"))
+    browser.one("#scores summary").click()
+    assert browser.texts("#scores th") == ["ROUGE_L"]
+    low, high = json.loads((folder / "scores.json").read_text())["intervals"]["ROUGE_L"]
+    assert browser.texts("#scores td")[0].endswith(f" ({low:.3f} to {high:.3f})")
+
+
 def test_unsure_words_are_shaded_and_scores_shown(browser, serve, folder):
     browser.open(serve(folder).address)
     browser.wait(lambda: browser.all(".card"))

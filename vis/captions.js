@@ -217,7 +217,12 @@ function showScores(scores) {
   if (!known.length) return;
   const table = byId("scores").querySelector("table");
   table.tHead.rows[0].replaceChildren(...known.map(([name]) => make("th", { scope: "col" }, name)));
-  table.tBodies[0].rows[0].replaceChildren(...known.map(([, value]) => make("td", {}, value.toFixed(3))));
+  // Intervals are there where caption-score wrote the file.
+  const text = (name, value) => {
+    const interval = scores.intervals?.[name];
+    return value.toFixed(3) + (interval ? ` (${interval.map((bound) => bound.toFixed(3)).join(" to ")})` : "");
+  };
+  table.tBodies[0].rows[0].replaceChildren(...known.map(([name, value]) => make("td", {}, text(name, value))));
   byId("scores").hidden = false;
 }
 
