@@ -186,7 +186,8 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
         elif image.mode in ("RGB", "L") and image.size != (IMAGE_SIZE, IMAGE_SIZE):
             pixels = _decode_jpeg_fast(data)
     if pixels is None:
-        pixels = _squash(_flatten(image))
+        pixels = np.atleast_3d(np.asarray(_flatten(image))).transpose(2, 0, 1)
+    pixels = _squash(pixels)
     upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     if upright is not None:
         # After squashing: the picture is a square now, and turning it is cheap.
@@ -201,20 +202,31 @@ def _may_have_exif(image: ImageFile.ImageFile) -> bool:
 
 
 def _decode_jpeg_fast(data: bytes) -> np.ndarray | None:
-    """A medium-sized JPEG through torchvision: the same filter in SIMD. None: let Pillow judge the file."""
+    """A JPEG through torchvision, uint8 (1 or 3, height, width): a little faster. None: let Pillow judge the file."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is read-only, but nothing writes to it; deprecation
         try:
-            import torchvision.transforms.v2.functional as transforms
             from torchvision.io import decode_jpeg
 
-            decoded = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8))
+            return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8)).numpy()
         except (RuntimeError, ImportError):  # ImportError: torchvision means to give up decoding one day
             return None
-    squashed = transforms.resize(decoded, [IMAGE_SIZE, IMAGE_SIZE], antialias=True)
-    return squashed.expand(3, IMAGE_SIZE, IMAGE_SIZE).numpy()
+
+
+def _squash(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (1 or 3, height, width) → (3, 256, 256). torch's antialiased filter is Pillow's, in SIMD."""
+    if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
+        import torch
+        from torch.nn.functional import interpolate
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the array is read-only, but nothing writes to it
+            batch = torch.from_numpy(pixels)[None]
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        pixels = interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)[0].numpy()
+    return np.broadcast_to(pixels, (3, IMAGE_SIZE, IMAGE_SIZE))
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -248,18 +260,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         white = next((limit for limit in (255.0, 65535.0) if brightest <= limit), float(brightest))
     scaled = np.clip(values.astype(np.float32) * np.float32(255 / white), 0, 255)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
-def _squash(image: Image.Image) -> np.ndarray:
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    if image.size == size:
-        image.load()
-    else:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        return np.broadcast_to(pixels, (3, *pixels.shape))
-    return pixels.transpose(2, 0, 1)
 
 
 _heif_registered = False
