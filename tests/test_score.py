@@ -116,6 +116,15 @@ def test_a_base_name_in_two_folders_decides_nothing(tmp_path: Path) -> None:
         pairs_of(tmp_path, [{"file_name": "x.jpg", "caption": "a"}], references)
 
 
+def test_ids_that_fit_a_few_by_accident_do_not_join(tmp_path: Path) -> None:
+    """A folder's pictures count from 1; a few of a large set's ids are that small too."""
+    counted = [{"image_id": n, "file_name": f"mine{n}.jpg", "caption": "x"} for n in range(1, 8)]
+    with pytest.raises(InputError, match="image_id 1 with file_name 'mine1.jpg', the first reference of image_id 1"):
+        pairs_of(tmp_path, counted, REFERENCES)
+    # Renamed pictures keep their ids: all of them fit.
+    assert len(pairs_of(tmp_path, counted[:3], REFERENCES)) == 3
+
+
 def test_repeated_captions_are_tolerated_and_different_ones_are_not(tmp_path: Path) -> None:
     assert pairs_of(tmp_path, [*PREDICTIONS, PREDICTIONS[0]], REFERENCES) == EXPECTED
     with pytest.raises(InputError, match=r"entry 3: a second, different caption for image 1 \(the first: entry 0\)"):

@@ -264,13 +264,14 @@ _KEYS: tuple[tuple[str, _Key], ...] = (
 def join(predictions: Sequence[Prediction], references: Sequence[Reference]) -> Joined:
     """Join by file name, by file name without its folder or by image id: by whichever matches most images.
 
-    With equal counts the names win, because ids that count pictures of a folder fit any numbered set by accident.
+    With equal counts the names win, because ids that count the pictures of a folder fit some of any numbered set by
+    accident. Ids that fit less than half of the predictions, while all names disagree, are taken for such an accident.
 
     Raises:
         InputError: no image has both, or two different captions claim the same image.
     """
-    tries = [(by, _match(predictions, references, key)) for by, key in _KEYS]
-    by, places = max(tries, key=lambda found: len({place for place in found[1] if place is not None}))
+    tries = [(by, key, _match(predictions, references, key)) for by, key in _KEYS]
+    by, key, places = max(tries, key=lambda found: len({place for place in found[2] if place is not None}))
     pairs: dict[int, Pair] = {}
     unmatched = []
     num_repeated = 0
@@ -287,7 +288,7 @@ def join(predictions: Sequence[Prediction], references: Sequence[Reference]) -> 
                 f" (the first: {pairs[place][0].source.rsplit(': ', 1)[-1]})",
                 expected="one caption per image",
             )
-    if not pairs:
+    if not pairs or (key is _by_id and 2 * len(pairs) < len(predictions) and all(map(_names_differ, pairs.values()))):
         raise InputError(
             "no prediction belongs to any reference: the first prediction is of "
             f"{_both(predictions[0])}, the first reference of {_both(references[0])}",
@@ -305,6 +306,11 @@ def _match(predictions: Sequence[Prediction], references: Sequence[Reference], k
         places[name] = None if name in places else place
     places.pop(None, None)
     return [places.get(key(prediction)) for prediction in predictions]
+
+
+def _names_differ(pair: Pair) -> bool:
+    first, second = _by_last_name(pair[0]), _by_last_name(pair[1])
+    return bool(pair[0].name and first and second and first != second)
 
 
 def _both(row: Prediction | Reference) -> str:

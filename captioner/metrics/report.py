@@ -8,7 +8,7 @@ from captioner.metrics.pairing import Joined, Pair
 from captioner.metrics.scorer import Scores
 from captioner.metrics.significance import CONFIDENCE, Comparison
 
-_SHOWN = 10  # unmatched images named on the terminal; the JSON lists all
+_SHOWN = 5  # unmatched images named on the terminal; the JSON lists all
 _WORST_BY = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")  # the first of them that was computed
 
 
