@@ -62,6 +62,27 @@ def test_cider_counts_documents_where_it_is_told() -> None:
     assert score(predictions, others, df_references=others).corpus == score(predictions, others).corpus
 
 
+@pytest.mark.parametrize(
+    "caption, words",
+    [
+        ("A man's dog DOESN'T run.", "a man 's dog does n't run"),
+        ("Don\u2019t stop\u2014now\u2026", "do n't stop now"),
+        ("A t-shirt, black/white; 12:43 (p.m.)", "a t-shirt black/white 12:43 p.m."),
+        ("the corner of St. John and 1,000 Main st", "the corner of st. john and 1,000 main st"),
+        ("cannot", "can not"),
+        ("  a \t b\r\nc\u2028d ", "a b c d"),
+        ("...!? -- ''", ""),
+        ("cafe\u0301", "caf\u00e9"),
+        ("नमस्ते दुनिया।", "नमस्ते दुनिया"),
+        ("一个人，在骑马。", "一 个 人 在 骑 马"),
+        ("คน ride", "ค น ride"),
+        ("개가 달린다", "개가 달린다"),
+    ],
+)
+def test_tokens(caption: str, words: str) -> None:
+    assert tokenise_python([caption]) == [words]
+
+
 ODD = {
     "one image": (["a dog"], [["a dog runs", "the dog"]]),
     "empty prediction": (["", "a cat"], [["a dog"], ["a cat sits"]]),

@@ -7,11 +7,15 @@ runs it). The tokeniser here needs no Java and follows the same conventions; on 
     coco-caption means to remove but does not, because the program lower-cases them first);
   - it knows fewer abbreviations, so `w. centre` loses its full stop;
   - `22 3/4` is two words everywhere (the Java program joins them by a no-break space).
+Scripts without spaces (Han, Kana, Thai, ..) are split into characters, as models prepared with the tokeniser `unicode`
+of `captioner.text` write them; the Java program takes a whole sentence for one word.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
+
+from captioner.text import tokenise
 
 # Written with a full stop that belongs to the word; forms such as u.s. are recognised by their shape.
 _ABBREVIATIONS = frozenset(
@@ -43,6 +47,7 @@ _WORD = re.compile(
     """,
     re.VERBOSE,
 )
+_FIRST_UNSPACED = "\u0e00"  # Thai; no script before it is written without spaces
 _CLITIC = re.compile(r"(.+?)(n't|'(?:s|m|d|ll|re|ve))$")
 
 
@@ -54,7 +59,12 @@ class _WordTable(dict[str, str]):
         tokens: list[str] = []
         for match in _WORD.finditer(plain):
             with_stop = plain[match.start() : match.end() + 1]
-            tokens += [with_stop] if with_stop in _ABBREVIATIONS else _split_clitics(match[0])
+            if with_stop in _ABBREVIATIONS:
+                tokens.append(with_stop)
+            elif max(match[0]) >= _FIRST_UNSPACED:
+                tokens += tokenise(match[0], "unicode")
+            else:
+                tokens += _split_clitics(match[0])
         self[raw] = joined = " ".join(tokens)
         return joined
 
