@@ -126,7 +126,9 @@ def decode_for_display(data: bytes, longest_side: int) -> Image.Image:
     with _opened(data) as image:
         orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
         scale = min(1.0, longest_side / max(image.size))
-        image.draft(None, (round(image.width * scale), round(image.height * scale)))  # JPEG: decodes less
+        image.draft(
+            None, (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        )  # JPEG: decodes less
         picture = _flatten(image)
         picture.thumbnail((longest_side, longest_side))
         upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None

@@ -28,7 +28,7 @@ from captioner.reading import read_images
 log = logging.getLogger(__name__)
 
 _PARTIAL, _JOURNAL = ".partial", ".journal"
-_SYNC_SECONDS = 5.0  # at most this much work is lost when the machine goes down
+_SYNC_SECONDS = 2.0  # at most this much work is lost when the machine goes down
 
 
 class PartialPixels:

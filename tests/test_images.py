@@ -10,7 +10,7 @@ from hostile import encoded, exif, make_hostile_folder, photo
 from PIL import Image, ImageOps
 
 from captioner.errors import InputError
-from captioner.images import crop, decode_image, list_images, read_image
+from captioner.images import crop, decode_for_display, decode_image, list_images, read_image
 
 
 def pillow_bilinear(picture: Image.Image) -> np.ndarray:
@@ -121,6 +121,24 @@ def test_heic_needs_its_extra() -> None:
         buffer = io.BytesIO()
         pillow_heif.from_pillow(photo()).save(buffer)
         assert difference(decode_image(buffer.getvalue()), pillow_bilinear(photo())) < 8
+
+
+def test_pictures_for_display_keep_their_aspect(hostile: tuple[Path, dict[str, bool]]) -> None:
+    folder, expected = hostile
+    for name in (
+        "plain.jpg",
+        "one_row.jpg",
+        "tiny.jpg",
+        "twelve_megapixels.jpg",
+        "orientation6.jpg",
+        "grey16.png",
+        "la.png",
+    ):
+        picture = decode_for_display((folder / name).read_bytes(), 200)
+        assert picture.mode in ("RGB", "L") and max(picture.size) <= 200 and min(picture.size) >= 1
+    assert decode_for_display((folder / "orientation6.jpg").read_bytes(), 200).size == (150, 200)
+    with pytest.raises(InputError):
+        decode_for_display((folder / "cut_half.jpg").read_bytes(), 200)
 
 
 def test_a_folder_in_natural_order(tmp_path: Path) -> None:
