@@ -5,16 +5,15 @@ caption of the image before it, a prediction that is wrong but fluent.
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from bench.timing import interleave, milliseconds, ratio
 from captioner.metrics import METRICS, score, tokenise_groups
 from captioner.metrics.java import Meteor
 from captioner.metrics.ngrams import NgramTable, bleu, cider
@@ -22,18 +21,15 @@ from captioner.metrics.rouge import rouge_l
 
 ROOT = Path(__file__).resolve().parents[1]
 ANNOTATIONS = ROOT.parent / "shared/data/coco/captions_val2017.json"
-REPEATS = 5
+ROUNDS = 5
 
 Captions = tuple[list[str], list[list[str]]]  # N predictions, N lists of references
 
 
 def run() -> None:
     """Print both tables."""
-    captions: dict[int, list[str]] = {}
-    for row in json.loads(ANNOTATIONS.read_text())["annotations"]:
-        captions.setdefault(row["image_id"], []).append(row["caption"])
-    first = [own[0] for own in captions.values()]
-    others = [own[1:] for own in captions.values()]
+    first = [own[0] for own in _captions().values()]
+    others = [own[1:] for own in _captions().values()]
     print(f"{len(first):,} images, {sum(map(len, others)):,} references\n")
     _speed((first, others))
     print()
@@ -53,22 +49,18 @@ def _speed(captions: Captions) -> None:
         ("CIDEr", lambda: cider(NgramTable(words, truth)), lambda: coco_metric["CIDEr"]().compute_score(*coco)),
         ("METEOR", lambda: Meteor(words, truth).measure(), lambda: coco_metric["METEOR"]().compute_score(*coco)),
     ]
-    print("| seconds, median (min–max) | coco-caption | captioner | times faster |\n|---|---|---|---|")
+    print("| ms, median (min-max) | coco-caption | captioner | times faster |\n|---|---|---|---|")
     for name, ours, theirs in pairs:
-        # Alternating, so that a busy moment of the machine hits both.
-        times = [(_seconds(theirs), _seconds(ours)) for _ in range(REPEATS)]
-        slow, fast = ([pair[side] for pair in times] for side in (0, 1))
-        ratio = statistics.median(slow) / statistics.median(fast)
-        print(f"| {name} | {_spread(slow)} | {_spread(fast)} | {ratio:.1f} |", flush=True)
+        seconds = interleave({"theirs": theirs, "ours": ours}, ROUNDS)
+        times = " | ".join(milliseconds(seconds[side]) for side in ("theirs", "ours"))
+        print(f"| {name} | {times} | {ratio(seconds['theirs'], seconds['ours'])} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "predictions.json"
-        written.write_text(json.dumps([{"image_id": i, "caption": c} for i, c in _first_captions().items()]))
+        written.write_text(json.dumps([{"image_id": i, "caption": own[0]} for i, own in _captions().items()]))
         command = [sys.executable, "-m", "captioner.cli.score", "--metrics", "Bleu,ROUGE_L,CIDEr"]
         command += ["--predictions", str(written), "--references", str(ANNOTATIONS)]
-        whole = [
-            _seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True)) for _ in range(REPEATS)
-        ]
-    print(f"| caption-score without Java, with start-up and 1,000 resamples | | {_spread(whole)} | |")
+        whole = interleave({"all": lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True)}, ROUNDS)
+    print(f"| caption-score without Java: start of Python, files, 1,000 resamples | | {milliseconds(whole['all'])} | |")
 
 
 def _equality(kinds: dict[str, Captions]) -> None:
@@ -91,11 +83,11 @@ def _equality(kinds: dict[str, Captions]) -> None:
             )
 
 
-def _first_captions() -> dict[int, str]:
-    first: dict[int, str] = {}
+def _captions() -> dict[int, list[str]]:
+    captions: dict[int, list[str]] = {}
     for row in json.loads(ANNOTATIONS.read_text())["annotations"]:
-        first.setdefault(row["image_id"], row["caption"])
-    return first
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    return captions
 
 
 def _coco_metrics() -> dict[str, Callable]:
@@ -117,13 +109,3 @@ def _ptb(predictions: list[str], references: list[list[str]]) -> tuple[dict, dic
     truth = {i: [{"caption": caption} for caption in captions] for i, captions in enumerate(references)}
     guess = {i: [{"caption": caption}] for i, caption in enumerate(predictions)}
     return PTBTokenizer().tokenize(truth), PTBTokenizer().tokenize(guess)
-
-
-def _seconds(body: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    body()
-    return time.perf_counter() - begin
-
-
-def _spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})"
