@@ -86,7 +86,9 @@ class Fingerprints:
 
 
 def misnamed(path: Path) -> str | None:
-    """What the content of a readable picture is, if its name says something else (JPEG, for instance)."""
+    """What the content of a readable picture is ("JPEG"), if its name says something else."""
+    if not path.suffix:
+        return None
     expected = usual_formats(path.suffix)
     try:
         found = format_of(path)

@@ -240,6 +240,18 @@ def test_odd_records_are_reported(raw: Path, capsys: pytest.CaptureFixture) -> N
     ]
 
 
+def test_a_folder_of_photos_and_texts(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = raw.parent / "photos"
+    for index in range(1, 10):
+        (photos / f"{index}.txt").write_text("A dog.\nTwo dogs.\n")
+    os.mkfifo(photos / "0.txt")
+    monkeypatch.chdir(raw.parent)
+    assert prepro.main(["-input_json", "photos", "-num_val", "2", "-word_count_threshold", "0"]) == 0
+    dataset = Dataset.open("data.h5", "data.json")
+    assert [entry["file_path"] for entry in dataset.info] == [f"{index}.jpg" for index in range(1, 10)]
+    assert json.loads(Path("data.json").read_text())["skipped"] == [{"file_path": "0.jpg", "reason": "has no caption"}]
+
+
 def test_unicode_tokenizer_travels(raw: Path) -> None:
     entries = json.loads(raw.read_text())
     for entry in entries:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# For the doctor's estimate, as measured on Linux (bench/prepro.py).
+_MEMORY_PER_PROCESS = 180_000_000
+_MEMORY_PER_CAPTION = 1_000
+
 _SHOWN = 20  # names per list of the doctor's text; --output has them all
 
 
@@ -183,6 +187,7 @@ def check(opt: argparse.Namespace) -> None:
         if content:
             wrong_names.append({"file_path": records[index].file_path, "content": content})
     seconds = time.monotonic() - began
+    memory = _MEMORY_PER_PROCESS * (num_workers(opt) + 1) + _MEMORY_PER_CAPTION * sum(map(len, captions))
 
     splits = dict(
         zip(kept, assign_splits([records[i] for i in kept], opt.num_val, opt.num_test, opt.seed), strict=True)
@@ -211,6 +216,7 @@ def check(opt: argparse.Namespace) -> None:
         "statistics": figures,
         "estimate": {
             "dataset_bytes": dataset_bytes(len(kept), figures["captions"], opt.max_length),
+            "memory_bytes": memory,
             "seconds": round(seconds, 1),
             "images_per_second": round(len(paths) / max(seconds, 1e-9), 1),
         },
@@ -260,8 +266,8 @@ def report_text(report: dict[str, Any], max_length: int) -> str:
     lines.append("  words     " + " ".join(f"{number:7,}" for number in figures["vocabulary_at_threshold"].values()))
     lines.append("  UNK       " + " ".join(f"{share:7.2%}" for share in figures["unk_share_at_threshold"].values()))
     lines.append(
-        f"dataset     {estimate['dataset_bytes'] / 1e9:.2f} GB on disk,"
-        f" about {max(1, round(estimate['seconds'])):,} s to write ({estimate['images_per_second']:,.0f} images/s)"
+        f"to prepare  {estimate['dataset_bytes'] / 1e9:.2f} GB on disk, {estimate['memory_bytes'] / 1e9:.1f} GB of"
+        f" memory, about {max(1, round(estimate['seconds'])):,} s ({estimate['images_per_second']:,.0f} images/s)"
     )
     return "\n".join(lines)
 
