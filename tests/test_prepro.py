@@ -1,5 +1,6 @@
 """caption-prepro from outside: arguments in; exit code, text and files out."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from captioner.cli import prepro
 from captioner.dataset import Dataset
+from captioner.errors import InputError
 from captioner.images import read_image
 
 SENTENCES = ["A dog runs on the grass.", "The dog jumps over a red ball!", "Two men sit.", "A cat, a cat and a cat"]
@@ -331,6 +333,32 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["photos", "raw.json", "data.h5", "data.json", "whole.h5", "whole.json"]
     )
+
+
+@pytest.mark.parametrize("moment", ["finish_h5", "write_dataset_json", "publish"])
+@pytest.mark.parametrize("after", [False, True])
+def test_stopped_while_finishing(raw: Path, monkeypatch: pytest.MonkeyPatch, moment: str, after: bool) -> None:
+    from captioner import dataset
+    from captioner.prepare import PartialPixels
+
+    owner = PartialPixels if moment == "publish" else dataset
+    step = getattr(owner, moment)
+
+    def stopped(*arguments: object, **named: object) -> None:
+        if after:
+            step(*arguments, **named)
+        raise KeyboardInterrupt
+
+    assert run(raw, out="whole") == 0
+    monkeypatch.setattr(owner, moment, stopped)
+    assert run(raw) == 130
+    monkeypatch.undo()
+    with contextlib.suppress(InputError):  # whatever is there already is whole
+        assert len(open_dataset(raw).info) == 10
+    assert run(raw) == 0
+    for suffix in ("h5", "json"):
+        assert (raw.parent / f"data.{suffix}").read_bytes() == (raw.parent / f"whole.{suffix}").read_bytes()
+    assert not list(raw.parent.glob("*.partial")) and not list(raw.parent.glob("*.journal"))
 
 
 def test_two_runs_on_one_file(raw: Path, capsys: pytest.CaptureFixture) -> None:
