@@ -38,6 +38,8 @@ READING_RULES = 1  # to be raised when the same file would give other pixels: pa
 # below this: beyond twice the final size the filter makes the loss invisible (0.2 grey levels on average).
 _DRAFT_SIDE = 2 * IMAGE_SIZE
 
+_REDUCED_PIXELS = 40_000_000  # beyond this other formats are made smaller in the same way
+
 # No EPS (runs Ghostscript), no formats without a signature of their own (TGA, raw), no vector graphics.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "HEIF")
 _SUFFIXES = frozenset(
@@ -188,7 +190,11 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
         elif image.mode in ("RGB", "L") and image.size != (IMAGE_SIZE, IMAGE_SIZE):
             pixels = _decode_jpeg_fast(data)
     if pixels is None:
-        pixels = np.atleast_3d(np.asarray(_flatten(image))).transpose(2, 0, 1)
+        flat = _flatten(image)
+        factor = min(flat.size) // _DRAFT_SIDE
+        if factor > 1 and flat.width * flat.height > _REDUCED_PIXELS:
+            flat = flat.reduce(factor)  # averages squares, as a JPEG's draft does; saves a gigabyte
+        pixels = np.atleast_3d(np.asarray(flat)).transpose(2, 0, 1)
     pixels = _squash(pixels)
     upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     if upright is not None:
@@ -239,9 +245,9 @@ def _flatten(image: Image.Image) -> Image.Image:
         foreground = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(background, foreground).convert("RGB")
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    return image.convert("RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
