@@ -122,7 +122,7 @@ def _is_list(path: Path) -> bool:
         first = start.split("\n", 1)[0]
         try:
             return not {"images", "annotations"} & json.loads(first).keys()
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     return start.startswith("[") and '"sentences"' not in start
 
@@ -140,7 +140,8 @@ def _listed_references(path: Path) -> Iterator[Reference]:
 
 def _described_references(path: Path) -> Iterator[Reference]:
     for record in read_records(path):
-        yield Reference(record.id, record.file_path, list(record.captions))
+        image_id = _whole(record.id) if isinstance(record.id, str) else record.id
+        yield Reference(image_id, _whole(record.file_path), [_whole(caption) for caption in record.captions])
 
 
 def _read_text(path: Path, size: int = -1) -> str:
@@ -164,11 +165,12 @@ def _entries(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if start[0] == "{" and "\n" in start.strip():
             yield from _json_lines(path, text, expected)
             return
-        raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg})", expected=expected) from None
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise _no_json(f"{path}: line {line}", error, expected) from None
     if isinstance(value, dict):
         if not {"image_id", "id", *_NAME_KEYS} & value.keys():
             raise InputError(f"{path}: is an object with {_short(sorted(value))}", expected=expected)
@@ -182,17 +184,23 @@ def _json_lines(path: Path, text: str, expected: str) -> Iterator[tuple[str, dic
         if line.strip():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}: line {number} is not JSON ({error.msg})", expected=expected) from None
+            except (ValueError, RecursionError) as error:
+                raise _no_json(f"{path}: line {number}", error, expected) from None
             yield _checked(entry, f"{path}: line {number}", expected)
+
+
+def _no_json(source: str, error: ValueError | RecursionError, expected: str) -> InputError:
+    # Besides bad syntax: numbers of thousands of digits, and lists nested thousands deep.
+    return InputError(f"{source} is not JSON ({getattr(error, 'msg', error)})", expected=expected)
 
 
 def _table(path: Path, text: str, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, restval="")
-    columns = rows.fieldnames or []
-    if "caption" not in columns or not {"image_id", "id", *_PREDICTION_NAME_KEYS} & set(columns):
-        raise InputError(f"{path}: begins with {_short(text[:40])}", expected=f"{expected}, or CSV with these columns")
     try:
+        columns = rows.fieldnames or []
+        if "caption" not in columns or not {"image_id", "id", *_PREDICTION_NAME_KEYS} & set(columns):
+            form = f"{expected}, or CSV with these columns"
+            raise InputError(f"{path}: begins with {_short(text[:40])}", expected=form)
         for row in rows:
             # An empty cell is a missing value, but for the caption.
             entry = {key: value for key, value in row.items() if key and (value or key == "caption")}
@@ -220,14 +228,19 @@ def _identity(
         raise InputError(f"{source}: file_name is {_short(name)}", expected="text")
     if image_id is None and not name:
         raise InputError(f"{source}: has neither image_id nor file_name (its keys: {', '.join(map(str, entry))})")
-    return image_id, name
+    return _whole(image_id) if isinstance(image_id, str) else image_id, _whole(name) if name else None
 
 
 def _caption(value: object, source: str) -> str:
     if not isinstance(value, str):
         problem = "is missing" if value is None else f"is {_short(value)}"
         raise InputError(f"{source} {problem}", expected='text (an empty caption is "")')
-    return value
+    return _whole(value)
+
+
+def _whole(text: str) -> str:
+    r"""Replace half characters (JSON's "\ud83d" alone), which no output can carry."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _short(value: object) -> str:
