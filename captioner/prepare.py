@@ -94,6 +94,7 @@ class PartialPixels:
 
     def publish(self, h5_path: Path) -> None:
         """Give the finished file its name."""
+        self.close()  # Windows renames no open file
         try:
             os.replace(self.pixels_path, h5_path)
             self.journal_path.unlink()
@@ -102,6 +103,7 @@ class PartialPixels:
 
     def discard(self) -> None:
         """Remove both files."""
+        self.close()
         for path in (self.pixels_path, self.journal_path):
             path.unlink(missing_ok=True)
 
@@ -232,7 +234,8 @@ def _still_true(entries: Iterable[list | None], paths: Sequence[str]) -> Iterato
 def _key(paths: Iterable[str]) -> str:
     digest = hashlib.sha256(f"{READING_RULES}\0".encode())
     for path in paths:
-        digest.update(os.fsencode(path) + b"\0")
+        # Absolute: the same command in another folder means other pictures. A name can hold what is no character.
+        digest.update(os.path.abspath(path).encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
 
 

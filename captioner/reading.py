@@ -39,11 +39,11 @@ def read_images(
     Memory does not grow with the number of paths. `num_workers` 0 decodes in this process, where nothing can
     guard against a decoder that crashes or hangs.
     """
-    if num_workers == 0:
+    if num_workers == 0 or not paths:
         for path in paths:
             yield _read_or_reason(path)
         return
-    with contextlib.closing(_Pool(paths, min(num_workers, max(1, len(paths))), seconds_per_image)) as pool:
+    with contextlib.closing(_Pool(paths, min(num_workers, len(paths)), seconds_per_image)) as pool:
         yield from pool.results()
 
 
@@ -161,7 +161,7 @@ def _slots(memory: SharedMemory) -> np.ndarray:
 
 
 def _work(connection: Connection, memory_name: str) -> None:
-    """A worker process: paths in, pixels into the slots in turn with None or a reason out, until the other end closes."""
+    """A worker process: paths come in, pixels go into the slots in turn, None or a reason goes out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # libjpeg writes remarks on damaged files to stderr, without saying which file.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

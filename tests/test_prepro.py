@@ -242,6 +242,15 @@ def test_odd_records_are_reported(raw: Path, capsys: pytest.CaptureFixture) -> N
     ]
 
 
+def test_names_that_no_file_can_have(raw: Path) -> None:
+    entries = json.loads(raw.read_text())
+    names = ["nul\0.jpg", "\ud800.jpg", "x" * 5000, "0.jpg/inside.jpg", "../" * 50 + "dev/zero"]
+    raw.write_text(json.dumps(entries + [{"file_path": name, "captions": ["a dog"]} for name in names]))
+    assert run(raw, "--num_workers", "1") == 0
+    skipped = json.loads((raw.parent / "data.json").read_text())["skipped"]
+    assert [entry["file_path"] for entry in skipped] == names
+
+
 def test_a_folder_of_photos_and_texts(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = raw.parent / "photos"
     for index in range(1, 10):
