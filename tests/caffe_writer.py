@@ -1,5 +1,7 @@
 """Writes .caffemodel files for tests: fields in the order and spelling that a test wants."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 NAMES = [f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)] + ["fc6", "fc7"]
@@ -8,15 +10,21 @@ Net = dict[str, list[tuple[tuple[int, ...], np.ndarray]]]
 
 
 def narrow_net() -> Net:
-    """A VGG16 of one channel per layer: name → shapes and values of weights and biases."""
+    """A VGG16 of one channel per layer."""
+    return net((1,) * 13, 1)
+
+
+def net(conv_widths: Sequence[int], fc_width: int) -> Net:
+    """A VGG16 of random numbers: name → shapes and values of weights and biases."""
     random = np.random.default_rng(0)
-    net: Net = {}
+    layers: Net = {}
     inputs = 3
-    for name in NAMES:
-        shape = (1, inputs, 3, 3) if name.startswith("conv") else (1, inputs * 49 if name == "fc6" else inputs)
-        net[name] = [(shape, random.normal(size=shape)), ((1,), random.normal(size=1))]
-        inputs = 1
-    return net
+    for name, width in zip(NAMES, (*conv_widths, fc_width, fc_width), strict=True):
+        shape = (width, inputs, 3, 3) if name.startswith("conv") else (width, inputs * 49 if name == "fc6" else inputs)
+        values = random.standard_normal(shape, np.float32)
+        layers[name] = [(shape, values), ((width,), random.standard_normal(width, np.float32))]
+        inputs = width
+    return layers
 
 
 def written(net: Net, *, old: bool = False, dims_packed: bool = True, in_pieces: bool = False) -> bytes:

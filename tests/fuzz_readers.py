@@ -20,8 +20,7 @@ from caffe_writer import narrow_net, written
 from torch7_writer import checkpoint, dumps
 
 from captioner.convert.caffe import parse_caffemodel
-from captioner.convert.neuraltalk2 import MAX_EXPANSION, to_checkpoint
-from captioner.convert.torch7 import parse_torch7
+from captioner.convert.neuraltalk2 import parse_neuraltalk2
 from captioner.errors import InputError
 
 SECONDS = 1.0
@@ -50,7 +49,7 @@ EXTREME = (
 
 
 def read_torch7(data: bytes) -> None:
-    to_checkpoint(parse_torch7(data, "fuzz"), "fuzz", MAX_EXPANSION * len(data))
+    parse_neuraltalk2(data, "fuzz")
 
 
 def read_caffe(data: bytes) -> None:
@@ -108,13 +107,17 @@ def run(inputs: int, seed: int) -> str:
         AssertionError: a reader broke its promise; the input lies in fuzz_failure.bin.
     """
     rng = random.Random(seed)
-    rows = ["| reader | inputs | refused | read | slowest (ms) | most memory (× input) |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| reader | inputs | refused | read | longest input (kB) | most memory (kB) | slowest (ms) |",
+        "|---|---|---|---|---|---|---|",
+    ]
     files = corpus()
     for name, (seeds, read) in files.items():
         results: Counter = Counter()
-        slowest = most = 0.0
+        slowest = most = longest = 0.0
         for i in range(inputs // len(files)):
             data = mutate(rng.choice(seeds), rng)
+            longest = max(longest, len(data))
             traced = i % MEASURED == 0
             if traced:
                 tracemalloc.start()
@@ -132,7 +135,7 @@ def run(inputs: int, seed: int) -> str:
             if traced:
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
-                most = max(most, peak / max(len(data), 1000))
+                most = max(most, peak)
             else:
                 slowest = max(slowest, seconds)
             if seconds > SECONDS or peak > BYTES_PER_BYTE * len(data) + BYTES_MORE:
@@ -140,7 +143,7 @@ def run(inputs: int, seed: int) -> str:
                 raise AssertionError(f"{name}: {seconds:.2f} s, {peak} bytes for an input of {len(data)}")
         rows.append(
             f"| {name} | {results.total():,} | {results['refused']:,} | {results['read']:,} "
-            f"| {1000 * slowest:.0f} | {most:.1f} |"
+            f"| {longest / 1000:.0f} | {most / 1000:.0f} | {1000 * slowest:.0f} |"
         )
     return "\n".join(rows)
 

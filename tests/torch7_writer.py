@@ -181,7 +181,7 @@ def checkpoint(
     arrays: dict[str, np.ndarray] = {}
 
     def layer(class_name: str, name: str, weight: tuple[int, ...], **fields: Any) -> Instance:
-        arrays[f"{name}.weight"] = random.normal(size=weight).astype("f4") * np.float32(np.prod(weight[1:]) ** -0.5)
+        arrays[f"{name}.weight"] = random.standard_normal(weight, "f4") * np.float32(np.prod(weight[1:]) ** -0.5)
         arrays[f"{name}.bias"] = random.normal(size=weight[0]).astype("f4")
         stored = (weight[0], int(np.prod(weight[1:]))) if convolution.endswith("MM") and len(weight) == 4 else weight
         placed.append((f"{name}.weight", stored))

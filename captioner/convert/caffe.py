@@ -4,13 +4,13 @@ A .caffemodel is a protobuf message, NetParameter of caffe.proto. Its wire forma
 (number * 8 + wire type) and a value: 0 a varint, 1 eight bytes, 2 a length and so many bytes, 5 four bytes.
 """
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from captioner.convert.mapping import Mapping, copy_float32, map_file
 from captioner.encoder import CONV_NAMES, CONVS_BEFORE_POOL, FC_NAMES, LAST_GRID
 from captioner.errors import InputError
 
@@ -54,17 +54,10 @@ def read_caffemodel(path: str | Path, wanted_fc: bool = True) -> dict[str, np.nd
         InputError: no such file, not a whole .caffemodel, or not VGG16's layers; says at which byte.
     """
     path = Path(path)
-    data: bytes | mmap.mmap = b""
-    try:
-        with path.open("rb") as stream:
-            if stream.seek(0, 2):  # an empty file cannot be mapped
-                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})", remedy="check the path") from error
-    return parse_caffemodel(data, str(path), wanted_fc)
+    return parse_caffemodel(map_file(path), str(path), wanted_fc)
 
 
-def parse_caffemodel(data: "bytes | mmap.mmap", source: str, wanted_fc: bool = True) -> dict[str, np.ndarray]:
+def parse_caffemodel(data: Mapping, source: str, wanted_fc: bool = True) -> dict[str, np.ndarray]:
     """`read_caffemodel` of a file's content; `source` names it in errors."""
     if not data:
         raise InputError(f"{source}: byte 0: the file is empty", expected="a .caffemodel")
@@ -87,15 +80,15 @@ def parse_caffemodel(data: "bytes | mmap.mmap", source: str, wanted_fc: bool = T
             inputs *= LAST_GRID**2
         kernel = (inputs, 3, 3) if name in CAFFE_CONV_NAMES else (inputs,)
         outputs = layer.blobs[1].values.size
-        weight = _shaped(layer.blobs[0], (outputs, *kernel), f"{source}: byte %d: {name}'s weights")
-        bias = _shaped(layer.blobs[1], (outputs,), f"{source}: byte %d: {name}'s biases")
+        weight = _shaped(layer.blobs[0], (outputs, *kernel), f"{source}: byte %d: {name}'s weights", data)
+        bias = _shaped(layer.blobs[1], (outputs,), f"{source}: byte %d: {name}'s biases", data)
         state[f"{NAMES[name]}.weight"] = weight[:, ::-1].copy() if name == "conv1_1" else weight
         state[f"{NAMES[name]}.bias"] = bias
         inputs = outputs
     return state
 
 
-def _shaped(blob: _Blob, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _shaped(blob: _Blob, shape: tuple[int, ...], where: str, data: Mapping) -> np.ndarray:
     where %= blob.offset
     found = blob.shape
     while len(found) > len(shape) and found[0] == 1:  # the old format pads all shapes to four dimensions
@@ -107,15 +100,14 @@ def _shaped(blob: _Blob, shape: tuple[int, ...], where: str) -> np.ndarray:
         elements *= size
     if blob.values.size != elements or elements == 0:
         raise InputError(f"{where} hold {blob.values.size} numbers", expected=f"the {elements} that the shape says")
-    with np.errstate(over="ignore"):
-        values = np.array(blob.values, np.float32).reshape(shape)
+    values = copy_float32(blob.values, data).reshape(shape)
     if not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise InputError(f"{where} hold NaN or infinity", remedy="the file is damaged")
     return values
 
 
 class _Reader:
-    def __init__(self, data: "bytes | mmap.mmap", source: str) -> None:
+    def __init__(self, data: Mapping, source: str) -> None:
         self.data, self.source = data, source
 
     def layers(self) -> dict[str, _Layer]:

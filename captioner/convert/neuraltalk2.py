@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from captioner.checkpoint import Checkpoint
-from captioner.convert.torch7 import TorchObject, load_torch7
+from captioner.convert.mapping import Mapping, copy_float32, map_file
+from captioner.convert.torch7 import TorchObject, parse_torch7
 from captioner.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 from captioner.errors import InputError
 from captioner.model import ModelConfig
@@ -62,17 +63,22 @@ def load_neuraltalk2(path: str | Path) -> Checkpoint:
     Raises:
         InputError: not a whole Torch7 file, or not a checkpoint of train.lua.
     """
-    content = load_torch7(path)
-    return to_checkpoint(content, str(path), MAX_EXPANSION * Path(path).stat().st_size)
+    return parse_neuraltalk2(map_file(Path(path)), str(path))
 
 
-def to_checkpoint(content: Any, source: str, max_bytes: int) -> Checkpoint:
-    """Rename what `load_torch7` returned.
+def parse_neuraltalk2(data: Mapping, source: str) -> Checkpoint:
+    """`load_neuraltalk2` of a file's content; `source` names it in errors."""
+    return to_checkpoint(parse_torch7(data, source), source, data)
+
+
+def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
+    """Rename what `parse_torch7` returned.
 
     Args:
         content: the table train.lua saved.
         source: names the file in errors.
-        max_bytes: what all weights together may take, so that overlapping views of a small file cannot fill the memory.
+        data: the file, which backs the arrays. Its size bounds that of all weights together, so that overlapping views
+            of a small file cannot fill the memory.
 
     Raises:
         InputError: something is missing, of another kind or shape, or not finite.
@@ -81,7 +87,7 @@ def to_checkpoint(content: Any, source: str, max_bytes: int) -> Checkpoint:
     protos = _get(table, "protos", dict, source)
     lm = _get(protos, "lm", TorchObject, f"{source}: protos")
     cnn = _get(protos, "cnn", TorchObject, f"{source}: protos")
-    copy = _Copy(source, max_bytes)
+    copy = _Copy(source, data)
     encoder, conv_widths = _encoder(cnn, copy)
     decoder = _decoder(lm, copy)
     embedding, encoding = decoder["embedding.weight"], encoder["embed.weight"]
@@ -140,8 +146,8 @@ def to_checkpoint(content: Any, source: str, max_bytes: int) -> Checkpoint:
 class _Copy:
     """Checked float32 copies of the file's arrays, within a limit on all of them together."""
 
-    def __init__(self, source: str, max_bytes: int) -> None:
-        self.source, self.bytes_left = source, max_bytes
+    def __init__(self, source: str, data: Mapping) -> None:
+        self.source, self.data, self.bytes_left = source, data, MAX_EXPANSION * len(data)
 
     def __call__(self, owner: TorchObject, field: str, where: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The array `field` of a layer; a None in `shape` fits any size. (OUT, IN*9) is taken for (OUT, IN, 3, 3)."""
@@ -161,8 +167,7 @@ class _Copy:
             raise InputError(f"{where} has sizes {values.shape}", expected=f"({expected})")
         if 0 in found:
             raise InputError(f"{where} is empty", remedy="the checkpoint was saved without its weights")
-        with np.errstate(over="ignore"):
-            copied = np.array(values, np.float32, order="C").reshape(found)
+        copied = copy_float32(values, self.data).reshape(found)
         if not (math.isfinite(copied.min()) and math.isfinite(copied.max())):
             raise InputError(f"{where} holds NaN or infinity", remedy="training diverged, or the file is damaged")
         return copied

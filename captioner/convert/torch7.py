@@ -17,7 +17,6 @@ as decimal text, a newline after each group, but strings, bytes and chars raw.
 """
 
 import math
-import mmap
 import re
 import struct
 import warnings
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from captioner.convert.mapping import Mapping, map_file
 from captioner.errors import InputError
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, OLD_RECURSIVE_FUNCTION, RECURSIVE_FUNCTION = range(9)
@@ -69,16 +69,10 @@ def load_torch7(path: str | Path) -> Any:
         InputError: no such file, or not a whole Torch7 file; says at which byte, and what was expected there.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, 2)
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})", remedy="check the path") from error
-    return parse_torch7(data, str(path))
+    return parse_torch7(map_file(path), str(path))
 
 
-def parse_torch7(data: "bytes | mmap.mmap", source: str) -> Any:
+def parse_torch7(data: Mapping, source: str) -> Any:
     """The object that `data` holds; `source` names it in errors. Raises InputError as `load_torch7`."""
     first = data[:1]
     if first and first[0] <= RECURSIVE_FUNCTION:
@@ -96,7 +90,7 @@ class _Reader:
 
     smallest_object: int  # bytes
 
-    def __init__(self, data: "bytes | mmap.mmap", source: str) -> None:
+    def __init__(self, data: Mapping, source: str) -> None:
         self.data, self.source = data, source
         self.position = 0
         self.objects: dict[int, Any] = {}
