@@ -83,7 +83,7 @@ def _enlarge(path: Path, folder: Path) -> Path:
 
 def _memory(counts: Sequence[int] = COUNTS) -> None:
     """caption-prepro on many small pictures: seconds, and the peak of all its processes together."""
-    print("| pictures | seconds | images/s | peak memory, all processes (MiB) | of the first process |")
+    print("| pictures | seconds | images/s | peak private memory of all processes (MiB) | of the first process |")
     print("|---|---|---|---|---|")
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
@@ -102,7 +102,7 @@ def _memory(counts: Sequence[int] = COUNTS) -> None:
 
 
 def _watch(command: list[str], folder: Path) -> tuple[float, float, float]:
-    """Run a command; seconds, and in MiB the peak of memory of its process tree and of itself."""
+    """Run a command; seconds, and in MiB the peak of private memory of its process tree and of itself."""
     began = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -127,9 +127,9 @@ def _tree(pid: int) -> list[int]:
 
 
 def _private_memory(pid: int) -> float:
-    """Memory of one process in MiB; what it shares with others is shared out among them."""
+    """Memory of one process in MiB that it shares with no other: libraries, say, are not counted."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024

@@ -40,7 +40,7 @@ class Findings:
         ]
 
 
-def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], list[list[list[str]]], Findings]:
+def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], list[list[tuple[str, ...]]], Findings]:
     """Join records of one file, drop captions without words and pictures without captions.
 
     Returns:
@@ -50,7 +50,8 @@ def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], lis
         InputError: one file is in two splits.
     """
     findings = Findings()
-    kept, captions = [], []
+    kept: list[Record] = []
+    captions: list[list[tuple[str, ...]]] = []
     ids: set[int | str] = set()
     for record in _joined(records, findings):
         words = [[sys.intern(token) for token in tokenise(caption, tokenizer)] for caption in record.captions]
@@ -58,7 +59,6 @@ def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], lis
         if not any(words):
             findings.without_captions.append(record.file_path)
             continue
-        written = [caption for caption, tokens in zip(record.captions, words, strict=True) if tokens]
         image_id = record.id
         if image_id is not None:
             if image_id in ids:
@@ -66,8 +66,11 @@ def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], lis
                 image_id = None
             else:
                 ids.add(image_id)
-        kept.append(replace(record, captions=written, id=image_id))
-        captions.append([tokens for tokens in words if tokens])
+        if image_id != record.id or not all(words):  # else the record stays as it is, and is not there twice
+            written = [caption for caption, tokens in zip(record.captions, words, strict=True) if tokens]
+            record = replace(record, captions=written, id=image_id)
+        kept.append(record)
+        captions.append([tuple(tokens) for tokens in words if tokens])
     return kept, captions, findings
 
 

@@ -35,7 +35,7 @@ _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 _HEAD_CHARACTERS = 2**16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One picture with its captions; `file_path` is as written, relative to the images' root."""
 

@@ -193,7 +193,7 @@ def test_curate_joins_and_drops() -> None:
         ("a", ["A dog.", "Two dogs!"], 1),
         ("c", ["Three"], None),
     ]
-    assert words == [[["a", "dog"], ["two", "dogs"]], [["three"]]]
+    assert words == [[("a", "dog"), ("two", "dogs")], [("three",)]]
     assert findings.same_file_twice == ["a"] and findings.duplicate_ids == ["c"]
     assert findings.empty_captions == ["a", "b"] and findings.without_captions == ["b"]
     with pytest.raises(InputError, match="'train' and in 'test'"):
