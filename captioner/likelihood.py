@@ -1,11 +1,14 @@
 """log p(caption | image) of given captions: ranking candidates, and finding captions that belong to another picture.
 
-Letters: M captions, D words of the longest, V words.
+A low probability alone finds rare words and long sentences. What finds a caption of another picture is its gain: how
+much likelier the model finds it with its own picture than with others (an estimate of pointwise mutual information).
+
+Letters: M captions, D words of the longest, V words, E encoding.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from captioner.evaluate import Captioner
 from captioner.loader import Batch
 from captioner.text import Vocab, tokenise
 
+NUM_OTHERS = 4  # pictures that a caption is also judged with; twice as many find no more
 CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
 
 
@@ -28,11 +32,14 @@ class Likelihood:
         words: as the model reads them; a word it does not know is UNK.
         word_logprobs: natural logarithms, one per word and one for END.
         unknown: the words it does not know.
+        gain: log p(caption | image) − log of its mean probability with other pictures; None without other pictures or
+            if the model can never say it. Below 0 it suits others better.
     """
 
     words: tuple[str, ...]
     word_logprobs: tuple[float, ...]
     unknown: tuple[str, ...]
+    gain: float | None = None
 
     @property
     def logprob(self) -> float:
@@ -50,6 +57,9 @@ def likelihoods(
 ) -> Iterator[tuple[int, list[Likelihood]]]:
     """Judge the captions of every image; several models average their probabilities.
 
+    All images are encoded first, then each caption is judged with its own and with NUM_OTHERS other images, evenly
+    spread over the run. How images are batched does not matter.
+
     Args:
         batches: the images; those that could not be read are left out.
         captions: for each position of the run, the captions of that image.
@@ -57,23 +67,38 @@ def likelihoods(
     Yields:
         The position of an image and what the model thinks of its captions, in their order.
     """
-    for batch in batches:
-        if not batch.positions:
-            continue
+    encodings: dict[int, list[Tensor]] = {}  # by position, (E,) of each model
+    with torch.inference_mode():
+        for batch in batches:
+            if batch.positions:
+                rows = zip(*captioner.encode(batch.to(captioner.device)), strict=True)
+                encodings.update(zip(batch.positions, map(list, rows), strict=True))
+    positions = list(encodings)
+    num_others = min(NUM_OTHERS, len(positions) - 1)
+    for place, position in enumerate(positions):
+        spread = [(place + k * len(positions) // (num_others + 1)) % len(positions) for k in range(num_others + 1)]
         with torch.inference_mode():
-            encodings = captioner.encode(batch.to(captioner.device))
-            rows = [row for row, position in enumerate(batch.positions) for _ in captions[position]]
-            texts = [text for position in batch.positions for text in captions[position]]
-            found: list[Likelihood] = []
-            for start in range(0, len(texts), CAPTIONS_AT_ONCE):
-                some = slice(start, start + CAPTIONS_AT_ONCE)
-                found += _judge(captioner, [encoding[rows[some]] for encoding in encodings], texts[some])
-        judged = iter(found)
-        for position in batch.positions:
-            yield position, [next(judged) for _ in captions[position]]
+            own, *others = (_judge(captioner, encodings[positions[i]], captions[position]) for i in spread)
+        yield position, [_with_gain(one, elsewhere) for one, *elsewhere in zip(own, *others, strict=True)]
 
 
-def _judge(captioner: Captioner, features: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+def _with_gain(own: Likelihood, elsewhere: Sequence[Likelihood]) -> Likelihood:
+    if not elsewhere or not math.isfinite(own.logprob):
+        return own
+    mean = torch.tensor([other.logprob for other in elsewhere]).logsumexp(0).item() - math.log(len(elsewhere))
+    return replace(own, gain=own.logprob - mean)
+
+
+def _judge(captioner: Captioner, encoding: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+    """Judge captions of one image, whose encoding (E,) by each model is given."""
+    judged: list[Likelihood] = []
+    for start in range(0, len(texts), CAPTIONS_AT_ONCE):
+        some = texts[start : start + CAPTIONS_AT_ONCE]
+        judged += _judge_at_once(captioner, [own.expand(len(some), -1) for own in encoding], some)
+    return judged
+
+
+def _judge_at_once(captioner: Captioner, features: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
     """Judge M captions; `features` holds (M, E) of each model."""
     vocab = captioner.vocab
     tokens = [tokenise(text, vocab.tokenizer) for text in texts]
@@ -132,6 +157,7 @@ def result_rows(
             "caption": caption,
             "logprob": _finite(found.logprob),
             "confidence": found.confidence,
+            "gain": found.gain,
             "rank": ranking.index(i) + 1,
             "words": [
                 {"word": word, "logprob": _finite(logprob)}

@@ -105,9 +105,9 @@ def test_ranking_unknown_words_and_unreadable_pictures(model: Path, photos: Path
     ranked = sorted(rows, key=lambda row: row["rank"])
     assert [row["rank"] for row in ranked] == [1, 2, 3, 4]
     assert [row["logprob"] for row in ranked] == sorted((row["logprob"] for row in rows), reverse=True)
-    printed = [float(line.split()[0]) for line in done.stdout.splitlines()]
-    assert printed == sorted(printed)
-    assert len(printed) == 4
+    heading, *printed = done.stdout.splitlines()
+    assert heading.split() == ["gain", "logprob", "caption"]
+    assert [line.split()[0] for line in printed] == ["-"] * 4  # only one picture: nothing to compare with
 
 
 def test_a_word_that_cannot_be_said_makes_a_caption_impossible(tiny_cnn: Path) -> None:
@@ -119,6 +119,23 @@ def test_a_word_that_cannot_be_said_makes_a_caption_impossible(tiny_cnn: Path) -
     assert judged[0].confidence == 0
     assert judged[0].unknown == ("zebra",)
     assert math.isfinite(judged[1].logprob)
+
+
+def test_gain_is_over_the_mean_probability_with_the_other_pictures(
+    model: Path, photos: Path, command, tmp_path: Path
+) -> None:
+    captions, output = tmp_path / "captions.json", tmp_path / "scores.json"
+    captions.write_text(json.dumps([{"file_path": f"{n}.png", "captions": ["a red picture"]} for n in range(1, 6)]))
+    done = command("score", "--model", model, "--images", photos, "--captions", captions, *CPU, "--output", output)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(output.read_text())
+    probabilities = np.exp([row["logprob"] for row in rows])  # all five pictures are judged with the same words
+    for place, row in enumerate(rows):
+        others = np.delete(probabilities, place).mean()
+        assert row["gain"] == pytest.approx(math.log(probabilities[place] / others), abs=1e-4)
+    printed = [float(line.split()[0]) for line in done.stdout.splitlines()[1:]]
+    assert printed == sorted(printed)
+    assert len(printed) == 5
 
 
 def test_models_average_and_batches_do_not_matter(tiny_cnn: Path) -> None:

@@ -40,7 +40,10 @@ def parser() -> Parser:
     g.add_argument("--df", metavar="R.json", help="references to count CIDEr's document frequencies on")
     g.add_argument("--train_captions", metavar="R.json", help="captions trained on: gives the share of novel ones")
     g.add_argument("--seed", type=int, default=123, help="of the resamples")
-    g = p.add_argument_group("by a model, least likely first")
+    g = p.add_argument_group(
+        "by a model, least fitting first",
+        "logprob: log p(caption | image); gain: the same minus the log of its mean probability with other pictures",
+    )
     g.add_argument("--images", metavar="DIR", help="folder of the pictures")
     g.add_argument("--captions", metavar="F", help="captions by file name, in any form that --references takes")
     g.add_argument("--model", nargs="+", default=[], help="checkpoints, averaged; default: the bundled one")
@@ -117,7 +120,7 @@ def _score(opt: argparse.Namespace) -> None:
 
 
 def _judge(opt: argparse.Namespace) -> None:
-    """log p(caption | image) of every caption, to stdout least likely first, to --output in the file's order."""
+    """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 
     from captioner.checkpoint import build_model, bundled_model_path, load_checkpoint
@@ -156,9 +159,10 @@ def _judge(opt: argparse.Namespace) -> None:
         raise InputError(f"{opt.images}: none of the {len(described):,} pictures could be read")
     if opt.output:
         write_results(Path(opt.output), rows)
-    for row in sorted(rows, key=lambda row: row["confidence"]):
-        logprob = -math.inf if row["logprob"] is None else row["logprob"]
-        print(f"{row['confidence']:.4f}  {logprob:8.2f}  {row['caption']}  ({row['file_name']})")
+    print(f"{'gain':>8}  {'logprob':>8}  caption")
+    for row in sorted(rows, key=lambda row: -math.inf if row["gain"] is None else row["gain"]):
+        gain, logprob = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("gain", "logprob"))
+        print(f"{gain:>8}  {logprob:>8}  {row['caption']}  ({row['file_name']})")
 
 
 def _with_files(captions: str, folder: Path) -> "list[tuple[Path, Reference]]":
