@@ -67,7 +67,23 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.tasks: deque[int] = deque()
+        self.started = False
         self.busy_since = 0.0
+
+    def receive_start(self) -> None:
+        """Take note that the process has started; a picture is not to blame for what happens before.
+
+        Raises:
+            InputError: it has ended instead.
+        """
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            raise InputError(
+                "a process to read pictures ended while it was starting", remedy="try --num_workers 0"
+            ) from None
+        self.started = True
+        self.busy_since = time.monotonic()
 
     def receive(self) -> np.ndarray | str:
         """The next result; OSError or EOFError if the process is gone."""
@@ -137,7 +153,9 @@ class _Pool:
         ready = wait([worker.connection for worker in self.workers if worker.tasks], timeout=1.0)
         now = time.monotonic()
         for worker in self.workers:
-            if worker.connection in ready:
+            if worker.connection in ready and not worker.started:
+                worker.receive_start()
+            elif worker.connection in ready:
                 try:
                     result = worker.receive()
                 except (EOFError, OSError):
@@ -145,7 +163,7 @@ class _Pool:
                     continue
                 self.finished[worker.tasks.popleft()] = result
                 worker.busy_since = now
-            elif worker.tasks and now - worker.busy_since > self.seconds_per_image:
+            elif worker.tasks and worker.started and now - worker.busy_since > self.seconds_per_image:
                 self._bury(worker, f"its decoder did not finish within {self.seconds_per_image:.0f} s")
 
     def _bury(self, worker: _Worker, reason: str) -> None:
@@ -163,14 +181,15 @@ def _slots(memory: SharedMemory) -> np.ndarray:
 def _work(connection: Connection, memory_name: str) -> None:
     """A worker process: paths come in, pixels go into the slots in turn, None or a reason goes out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # libjpeg writes remarks on damaged files to stderr, without saying which file.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     import torch
 
     torch.set_num_threads(1)  # the parallelism is between pictures
     memory = SharedMemory(memory_name)
     slots = _slots(memory)
+    # libjpeg writes remarks on damaged files to stderr, without saying which file.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with contextlib.suppress(EOFError, OSError):
+        connection.send("started")
         for number in itertools.count():
             result = _read_or_reason(connection.recv())
             if isinstance(result, str):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from captioner.dataset import Dataset
 from captioner.errors import InputError
 from captioner.images import read_image
 
+real_context = multiprocessing.get_context
 SENTENCES = ["A dog runs on the grass.", "The dog jumps over a red ball!", "Two men sit.", "A cat, a cat and a cat"]
 
 
@@ -385,16 +387,32 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_picture(tmp_path: Path) -> No
     entries = make_photos(tmp_path, 6)
     paths = [str(tmp_path / entry["file_path"]) for entry in entries]
     results = []
-    stream = reading.read_images(paths, 2)
+    stream = reading.read_images(paths, 1)
     for index, result in enumerate(stream):
         results.append(result)
-        if index == 0:  # kill a worker under our own hands
-            pool = stream.gi_frame.f_locals["pool"]
-            pool.workers[0].process.kill()
-    assert sum(isinstance(result, str) for result in results) <= 1
-    assert len(results) == 6
+        if index == 0:
+            stream.gi_frame.f_locals["pool"].workers[0].process.kill()
+    reasons = [result for result in results if isinstance(result, str)]
+    assert len(results) == 6 and len(reasons) <= 1 and all("crashed" in reason for reason in reasons)
     stuck = list(reading.read_images(paths, 2, seconds_per_image=0.0))
     assert len(stuck) == 6 and all(isinstance(r, np.ndarray) or "did not finish" in r for r in stuck)
+
+
+def test_a_reading_process_that_cannot_start(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """No picture is blamed, and nothing is written, when the fault is ours."""
+    from captioner import reading
+
+    def refuse(connection: object, name: str) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(reading, "_work", refuse)
+    monkeypatch.setattr(reading.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(reading.multiprocessing, "get_context", lambda _: real_context("fork"))
+    assert run(raw, "--num_workers", "2") == 1
+    assert "ended while it was starting" in capfd.readouterr().err
+    assert not (raw.parent / "data.h5").exists()
 
 
 def test_help_is_instant_and_imports_no_torch() -> None:
