@@ -18,6 +18,7 @@ from typing import IO
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.dataset import IMAGE_BYTES, IMAGE_OFFSET
 from captioner.errors import InputError
@@ -179,6 +180,7 @@ def read_with_progress(paths: Sequence[str], num_workers: int, done: int = 0) ->
     with (
         contextlib.closing(read_images(paths[done:], num_workers)) as results,
         tqdm(total=len(paths), initial=done, unit=" images", disable=None, smoothing=0.05) as bar,
+        logging_redirect_tqdm(),  # a line about a picture goes above the bar
     ):
         for result in results:
             yield result
