@@ -10,7 +10,7 @@ from torch import nn
 from captioner.errors import InputError
 from captioner.optim import RULES, clip_elementwise, learning_rate, make_optimizer
 
-TRACES = Path(__file__).parent / "data" / "reference_optim.json"
+TRACES = Path(__file__).parent / "data" / "neuraltalk2" / "optim.json"
 
 
 @pytest.fixture(scope="module")

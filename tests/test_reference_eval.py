@@ -5,7 +5,6 @@ images are batched; finished beams keeping their slots.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from reference_set import REFERENCE
 
 from captioner.checkpoint import build_model
 from captioner.cli import convert as convert_command
@@ -24,9 +24,9 @@ from captioner.images import crop, read_image
 from captioner.model import CaptionModel
 from captioner.search import Hypothesis, SearchOptions, search
 
-DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "reference" / "neuraltalk2"
-REFERENCE = Path(os.environ.get("CAPTIONER_REFERENCE", DEFAULT))
-pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs ../shared/reference, not beside this clone")
+whole_set = pytest.mark.skipif(
+    not (REFERENCE / "model_1layer.t7").exists(), reason="needs ../shared/reference, which is not beside this clone"
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def run_eval(model: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
     return json.loads(output.read_text())
 
 
+@whole_set
 @pytest.mark.parametrize("beam_size", [1, 2])
 def test_a_folder_through_convert_and_eval(runs: dict[str, Any], tmp_path: Path, beam_size: int) -> None:
     model = converted("model_1layer", tmp_path)
@@ -95,6 +96,7 @@ def test_a_folder_through_convert_and_eval(runs: dict[str, Any], tmp_path: Path,
             assert row["logprob"] == pytest.approx(best.logprob, abs=1e-4)
 
 
+@whole_set
 def test_pictures_of_other_sizes(runs: dict[str, Any]) -> None:
     # torch/image's scale, whose pixels the set holds; our own resizing is another (see tests/test_images.py).
     network = model_of("model_1layer")

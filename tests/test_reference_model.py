@@ -1,18 +1,14 @@
-"""The converted checkpoints compute what the original computed with them.
-
-The set is ../shared/reference/neuraltalk2, or the folder named by CAPTIONER_REFERENCE: another set of the same layout.
-"""
+"""The converted checkpoints compute what the original computed with them."""
 
 import json
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_set import REFERENCE
 
 from captioner.checkpoint import Checkpoint, build_model
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
@@ -21,11 +17,7 @@ from captioner.images import crop
 from captioner.model import CaptionModel
 from captioner.search import SearchOptions, search
 
-DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "reference" / "neuraltalk2"
-REFERENCE = Path(os.environ.get("CAPTIONER_REFERENCE", DEFAULT))
 STEMS = sorted(path.stem for path in REFERENCE.glob("*.t7"))
-pytestmark = pytest.mark.skipif(not STEMS, reason="needs ../shared/reference, which is not beside this clone")
-# The json of a variant holds its own decodes; a set without model files gives one empty list, which pytest skips.
 every_model = pytest.mark.parametrize("stem", STEMS)
 
 LM_NAMES = {
