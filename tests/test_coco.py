@@ -149,7 +149,7 @@ def server() -> Iterator[str]:
         httpd.shutdown()
 
 
-LIMITS = download.Limits(retries=3, timeout=0.6, pause=0.01, max_bytes=2_000_000)
+LIMITS = download.Limits(retries=2, timeout=2.0, pause=0.01, max_bytes=2_000_000)
 
 
 def test_every_fault(server: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
