@@ -246,6 +246,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(background, foreground).convert("RGB")
     if image.mode in ("L", "RGB"):
+        image.load()  # while its file is open
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 

@@ -132,9 +132,11 @@ def test_pictures_for_display_keep_their_aspect(hostile: tuple[Path, dict[str, b
         "twelve_megapixels.jpg",
         "orientation6.jpg",
         "grey16.png",
+        "ascii.pgm",
         "la.png",
     ):
         picture = decode_for_display((folder / name).read_bytes(), 200)
+        picture.tobytes()  # read, and not only promised
         assert picture.mode in ("RGB", "L") and max(picture.size) <= 200 and min(picture.size) >= 1
     assert decode_for_display((folder / "orientation6.jpg").read_bytes(), 200).size == (150, 200)
     with pytest.raises(InputError):
