@@ -164,7 +164,9 @@ def load_plain(path: Path) -> Any:
 
 def _not_pytorch(path: Path) -> InputError:
     return InputError(
-        f"{path}: not a PyTorch file, or a damaged one", expected="a .pt file from caption-train or caption-convert"
+        f"{path}: not a PyTorch file, or a damaged one",
+        expected="a .pt file from caption-train or caption-convert",
+        remedy="caption-convert makes one of a neuraltalk2 .t7" if path.suffix == ".t7" else "",
     )
 
 

@@ -3,21 +3,24 @@
     PYTHONPATH=. python tests/fuzz_readers.py --inputs 120000 --seed 1
 
 Every input is a small valid file (Torch7 binary, Torch7 ascii, Caffe old, Caffe new) with one to four mutations: bits,
-bytes, numbers set to extreme values, cuts, insertions, blocks moved or doubled. A reader may return, or raise
-InputError. Anything else, more than a second, or more memory than ten times the input and one megabyte stops the run,
+bytes, numbers set to extreme values, cuts, insertions, blocks moved or doubled; or a whole Torch7 file of a checkpoint
+in which values were swapped for others, of any type, from anywhere in it. A reader may return, or raise InputError.
+Anything else, more than a second, or more memory than ten times the input and one megabyte stops the run,
 with the input in fuzz_failure.bin.
 """
 
 import argparse
+import math
 import random
 import struct
 import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from caffe_writer import narrow_net, written
-from torch7_writer import checkpoint, dumps
+from torch7_writer import Instance, checkpoint, dumps
 
 from captioner.convert.caffe import parse_caffemodel
 from captioner.convert.neuraltalk2 import parse_neuraltalk2
@@ -61,6 +64,7 @@ def corpus() -> dict[str, tuple[list[bytes], object]]:
     return {
         "Torch7 binary": ([dumps(one), dumps(two)], read_torch7),
         "Torch7 ascii": ([dumps(one, ascii=True), dumps(two, ascii=True)], read_torch7),
+        "Torch7 values swapped": ([], read_torch7),
         "Caffe old": ([written(narrow_net(), old=True)], read_caffe),
         "Caffe new": ([written(narrow_net()), written(narrow_net(), dims_packed=False, in_pieces=True)], read_caffe),
     }
@@ -100,6 +104,30 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def swapped(rng: random.Random) -> bytes:
+    """A checkpoint with one to three values replaced, by odd ones or by others of its own: types, shapes, cycles."""
+    table = checkpoint(num_layers=rng.choice((1, 2)))[0]
+    places: list[tuple[dict, Any]] = []
+    tables: list[dict] = [table]
+    seen: set[int] = set()
+    while tables:
+        one = tables.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        for key, value in one.items():
+            places.append((one, key))
+            inner = value.fields if isinstance(value, Instance) else value
+            if isinstance(inner, dict):
+                tables.append(inner)
+    for _ in range(rng.choice((1, 2, 3))):
+        owner, key = rng.choice(places)
+        other, its_key = rng.choice(places)
+        constant = rng.choice((None, True, -1, 0, 0.5, 1e300, math.nan, math.inf, "", "nn.Linear", {}, {1: 1}))
+        owner[key] = other.get(its_key) if rng.random() < 0.6 else constant
+    return dumps(table, ascii=rng.random() < 0.3)
+
+
 def run(inputs: int, seed: int) -> str:
     """Read so many mutated files; a Markdown table of what came of it.
 
@@ -116,7 +144,7 @@ def run(inputs: int, seed: int) -> str:
         results: Counter = Counter()
         slowest = most = longest = 0.0
         for i in range(inputs // len(files)):
-            data = mutate(rng.choice(seeds), rng)
+            data = mutate(rng.choice(seeds), rng) if seeds else swapped(rng)
             longest = max(longest, len(data))
             traced = i % MEASURED == 0
             if traced:

@@ -233,6 +233,14 @@ def damaged(change: Any) -> Any:
     return read_back(table)
 
 
+def bushy() -> dict:
+    """A table whose text would have 2^200 leaves."""
+    table: dict = {}
+    for _ in range(200):
+        table = {1: table, 2: table}
+    return table
+
+
 def with_tensor(layer: Instance, values: np.ndarray) -> None:
     layer.fields["weight"] = tensor(values)
 
@@ -251,6 +259,10 @@ def with_tensor(layer: Instance, values: np.ndarray) -> None:
         (lambda t, lm, cnn: cnn.pop(40), "39 layers are not VGG16's 40"),
         (lambda t, lm, cnn: cnn.update({2: Instance("nn.Tanh", {})}), "layer 2 is a nn.Tanh"),
         (lambda t, lm, cnn: cnn[1].fields.update(kW=5), "kW 5"),
+        (lambda t, lm, cnn: cnn[1].fields.update(kW=tensor(np.ones(3))), "kW a ndarray"),
+        (lambda t, lm, cnn: cnn[1].fields.update(kW=bushy()), "kW a dict"),
+        (lambda t, lm, cnn: lm.update(seq_length=bushy()), "seq_length is a dict"),
+        (lambda t, lm, cnn: lm.update(num_layers=math.inf), "num_layers is a float"),
         (lambda t, lm, cnn: cnn[1].fields.pop("weight"), "weight is missing"),
         (lambda t, lm, cnn: with_tensor(cnn[1], np.ones((1, 4, 3, 3))), r"expected \(OUT, 3, 3, 3\)"),
         (lambda t, lm, cnn: with_tensor(cnn[1], np.full((1, 3, 3, 3), np.nan)), "NaN"),

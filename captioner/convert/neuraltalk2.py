@@ -210,8 +210,9 @@ def _kind(layer: Any, where: str) -> str:
     if kind is None or backend not in CNN_BACKENDS:
         raise InputError(f"{where} is a {layer.class_name}", expected="the layers of net_utils.build_cnn's VGG16")
     for field, expected in GEOMETRY.get(kind, {}).items():
-        if layer.fields.get(field, expected) != expected:
-            raise InputError(f"{where} has {field} {layer.fields[field]!r}", expected=f"{expected}, as in VGG16")
+        found = layer.fields.get(field, expected)
+        if not _is_number(found) or found != expected:
+            raise InputError(f"{where} has {field} {_shown(found)}", expected=f"{expected}, as in VGG16")
     return kind
 
 
@@ -271,8 +272,13 @@ def _get(table: dict, key: str, kind: type[T], where: str) -> T:
 def _positive(table: dict, key: str, where: str) -> int:
     value = table.get(key)
     if type(value) is not int or not 1 <= value < 2**31:
-        raise InputError(f"{where}: {key} is {value!r}"[:200], expected="a positive whole number")
+        raise InputError(f"{where}: {key} is {_shown(value)}", expected="a positive whole number")
     return value
+
+
+def _shown(value: Any) -> str:
+    # Tables that share tables can have a repr exponentially longer than their file.
+    return repr(value)[:100] if _is_plain(value) else f"a {type(value).__name__}"
 
 
 def _array_part(table: dict) -> Iterator[Any]:
