@@ -22,12 +22,11 @@ import struct
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from captioner.convert.mapping import Mapping, map_file
+from captioner.convert.mapping import Mapping
 from captioner.errors import InputError
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, OLD_RECURSIVE_FUNCTION, RECURSIVE_FUNCTION = range(9)
@@ -60,20 +59,17 @@ class TorchObject:
     fields: dict[Any, Any] = field(default_factory=dict)
 
 
-def load_torch7(path: str | Path) -> Any:
+def parse_torch7(data: Mapping, source: str) -> Any:
     """Read what torch.save wrote, as the table above says.
 
-    The arrays of a binary file are backed by the file (memory-mapped, read-only), so that only what is used is read.
+    Args:
+        data: the file's content. The arrays of a binary file are views into it, so that of a mapped file only what is
+            used is read.
+        source: names the file in errors.
 
     Raises:
-        InputError: no such file, or not a whole Torch7 file; says at which byte, and what was expected there.
+        InputError: not a whole Torch7 file; says at which byte, and what was expected there.
     """
-    path = Path(path)
-    return parse_torch7(map_file(path), str(path))
-
-
-def parse_torch7(data: Mapping, source: str) -> Any:
-    """The object that `data` holds; `source` names it in errors. Raises InputError as `load_torch7`."""
     first = data[:1]
     if first and first[0] <= RECURSIVE_FUNCTION:
         return _Binary(data, source).read()
