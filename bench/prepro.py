@@ -35,8 +35,8 @@ def run() -> None:
         print(f"images/s, median (least-greatest) of {ROUNDS} rounds, {WORKERS} workers on {os.cpu_count()} CPUs\n")
         print("| pictures | obvious loop | captioner | ratio | grey levels from Pillow: mean (worst picture) |")
         print("|---|---|---|---|---|")
-        _speed("Flickr8k originals, about 500×375", photos, repeat=5)
-        _speed("12 megapixels, JPEG quality 90", large, repeat=5)
+        _speed("Flickr8k originals, about 500×375", photos, repeat=15)
+        _speed("12 megapixels, JPEG quality 90", large, repeat=8)
     print()
     _memory()
 

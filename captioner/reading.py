@@ -4,13 +4,16 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +23,8 @@ from captioner.images import IMAGE_SIZE, read_image
 SECONDS_PER_IMAGE = 60.0  # a decoder that takes longer is hanging on purpose
 
 # Pictures handed out ahead: enough to keep a worker busy while the others report, few enough to stay small.
-_TASKS_PER_WORKER = 4
-_WINDOW_PER_WORKER = 32
+_TASKS_PER_WORKER = 16
+_WINDOW_PER_WORKER = 64
 
 _IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 
@@ -43,7 +46,8 @@ def read_images(
         for path in paths:
             yield _read_or_reason(path)
         return
-    with contextlib.closing(_Pool(paths, min(num_workers, len(paths)), seconds_per_image)) as pool:
+    num_workers = min(num_workers, len(paths), _workers_that_fit())
+    with contextlib.closing(_Pool(paths, num_workers, seconds_per_image)) as pool:
         yield from pool.results()
 
 
@@ -53,6 +57,14 @@ def _read_or_reason(path: str) -> np.ndarray | str:
     except InputError as error:
         # The path stands before the reason in every message of read_image; callers name the file themselves.
         return str(error).removeprefix(" ".join(f"{path}:".split()) + " ")
+
+
+def _workers_that_fit() -> int:
+    """Containers often have little shared memory, and who writes more than there is, is killed."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return sys.maxsize
+    return max(1, shutil.disk_usage(folder).free // (2 * _TASKS_PER_WORKER * _IMAGE_BYTES))
 
 
 class _Worker:
