@@ -1,0 +1,78 @@
+"""Decoding against the bare matrix products of the same shapes and precision.
+
+rnn 512, encoding 512, 9,567 words, 16 words per caption, no early END, features given.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from bench.timing import interleave, milliseconds, ratio
+from captioner.decoder import Decoder
+from captioner.search import SearchOptions, search
+
+V, WIDTH, WORDS = 9567, 512, 16
+
+
+def run() -> None:
+    """Print a Markdown table: ms of the products, ms of the search, and the ratio."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"Decoding {WORDS} words on {device} ({torch.get_num_threads()} threads)\n")
+    print("| precision | images | beam | products alone, ms | search, ms | ratio |\n|---|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = make_decoder(device, dtype)
+        for num_images, beam_size in ((16, 1), (16, 3), (64, 1), (64, 3)):
+            features = torch.randn(num_images, WIDTH, device=device)
+            seconds = interleave(
+                {
+                    "products": partial(waited(device, bare_products), decoder, features, beam_size),
+                    "search": partial(waited(device, decode), decoder, features, SearchOptions(beam_size=beam_size)),
+                }
+            )
+            print(
+                f"| {str(dtype).removeprefix('torch.')} | {num_images} | {beam_size} "
+                f"| {milliseconds(seconds['products'])} | {milliseconds(seconds['search'])} "
+                f"| {ratio(seconds['search'], seconds['products'])} |"
+            )
+
+
+def make_decoder(device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A decoder with random weights that never says END."""
+    torch.manual_seed(0)
+    decoder = Decoder(V, WIDTH, WIDTH).eval()
+    with torch.no_grad():
+        decoder.output.bias[-1] = -30
+    return decoder.to(device, dtype)
+
+
+def decode(decoder: Decoder, features: torch.Tensor, options: SearchOptions) -> object:
+    with torch.inference_mode():
+        state = decoder.start(features)
+        return search(decoder.step, state, num_images=len(features), vocab_size=V, max_length=WORDS, options=options)
+
+
+@torch.inference_mode()
+def bare_products(decoder: Decoder, features: torch.Tensor, beam_size: int) -> None:
+    """The linear layers of the steps: one row per image for the image and for START, then one per beam."""
+    lstm, output = decoder.lstm, decoder.output
+    first = features.to(output.weight.dtype)
+    later = first.repeat(beam_size, 1)
+    for t in range(WORDS + 1):
+        rows = first if t < 2 else later
+        F.linear(rows, lstm.weight_ih_l0, lstm.bias_ih_l0)
+        F.linear(rows, lstm.weight_hh_l0, lstm.bias_hh_l0)
+        if t > 0:
+            F.linear(rows, output.weight, output.bias)
+
+
+def waited(device: torch.device, work: Callable) -> Callable:
+    """`work`, returning only when the device has done it."""
+
+    def finished(*args: object) -> None:
+        work(*args)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return finished
