@@ -217,6 +217,8 @@ def _beam_search(
         certain = best[..., -1] >= bound
         if per_group == 1:  # a single path has ended when it ends, whatever the ranking of lengths
             certain |= done.score[..., 0] > -math.inf
+        if groups > 1:  # a group that is certain waits for the others without adding to their penalties
+            live.score.masked_fill_(certain.unsqueeze(2), -math.inf)
         running = ~certain.all(1).cpu().numpy()
         if not running.any():
             break
@@ -243,7 +245,9 @@ def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool
     pairs = []
     for group in range(scores.shape[1]):
         live, done = _extend_group(scores[:, group], logprobs[:, group], chosen, options, last)
-        chosen[:, 0].scatter_add_(1, (live.token - 1)[:, 0], torch.ones_like(live.score[:, 0]))
+        for choice in (done,) if last else (live, done):
+            made = (choice.score > -math.inf).to(chosen.dtype)
+            chosen.scatter_add_(2, choice.token - 1, made)
         pairs.append((live, done))
     return _join([live for live, _ in pairs]), _join([done for _, done in pairs])
 

@@ -168,6 +168,96 @@ def test_hypotheses_are_well_formed(kind):
             assert h.confidence == pytest.approx(math.exp(h.logprob / len(h.word_logprobs)))
 
 
+def repeats(tokens: tuple[int, ...], n: int) -> bool:
+    ngrams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
+    return len(set(ngrams)) < len(ngrams)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 3.0])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"length_penalty": 1.0},
+        {"length_penalty": 2.5},
+        {"min_length": 2},
+        {"no_repeat_ngram": 1},
+        {"no_repeat_ngram": 2, "length_penalty": 0.5},
+        {"suppress": (1,), "min_length": 3},
+    ],
+)
+def test_a_wide_beam_obeys_every_rule_and_still_finds_the_best(rules, sharpness):
+    vocab_size, max_length = 3, 4
+    model = make_tables(4, vocab_size, max_length, sharpness, seed=5)
+    options = SearchOptions(beam_size=400, n_best=6, **rules)
+
+    def allowed(tokens: tuple[int, ...]) -> bool:
+        repeated = options.no_repeat_ngram > 0 and repeats(tokens, options.no_repeat_ngram)
+        return len(tokens) >= options.min_length and not repeated and not set(tokens) & set(options.suppress)
+
+    def rank(tokens: tuple[int, ...], logprob: float) -> float:
+        return logprob / min(len(tokens) + 1, max_length) ** options.length_penalty
+
+    for table, hypotheses in zip(model.tables, model.search(max_length, options), strict=True):
+        captions = {c: p for c, p in all_captions(table, vocab_size, max_length).items() if allowed(c)}
+        expected = sorted(captions, key=lambda caption: -rank(caption, captions[caption]))[:6]
+        assert [h.tokens for h in hypotheses] == expected
+        for h in hypotheses:
+            assert h.logprob == pytest.approx(captions[h.tokens], abs=1e-5)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+@pytest.mark.parametrize("sample", [False, True])
+def test_where_nothing_may_be_said_the_caption_ends(beam_size, sample):
+    """One word that must not repeat, in captions of three or more: END comes early rather than no caption."""
+    model = make_tables(3, 1, 4, 1.0, seed=0)
+    options = SearchOptions(beam_size=beam_size, sample=sample, min_length=3, no_repeat_ngram=1)
+    for (hypothesis,) in model.search(4, options):
+        assert hypothesis.tokens == (1,)
+        assert hypothesis.finished
+        assert math.isfinite(hypothesis.logprob)
+
+
+def test_every_image_gets_a_caption_though_end_is_impossible():
+    row = torch.tensor([0.0, 0.0, -math.inf]).log_softmax(0)
+    model = TableModel([{p: row for n in range(5) for p in itertools.product((1, 2, 3), repeat=n)}] * 3, 2)
+    for options in (*EVERY_KIND.values(), SearchOptions(beam_size=2, length_penalty=2.0)):
+        if options.suppress or options.no_repeat_ngram:
+            continue  # their rules need more than two words
+        for image in model.search(5, options):
+            assert image
+            assert all(len(h.tokens) == 5 and not h.finished for h in image)
+
+
+def test_independent_groups_find_what_one_group_finds_and_the_penalty_makes_them_differ():
+    model = make_tables(4, 4, 3, 1.0, seed=1)
+    alone = model.search(3, SearchOptions(beam_size=2, n_best=2))
+    equal = model.search(3, SearchOptions(beam_size=4, groups=2, n_best=2, group_penalty=0.0))
+    assert [[h.tokens for h in image] for image in alone] == [[h.tokens for h in image] for image in equal]
+    found = model.search(3, SearchOptions(beam_size=4, groups=4, n_best=4, group_penalty=50.0))
+    for table, image in zip(model.tables, found, strict=True):
+        assert len({(*h.tokens, 5)[0] for h in image}) == 4  # no group begins as another did
+        logprobs = [h.logprob for h in image]
+        assert logprobs == sorted(logprobs, reverse=True)
+        everything = all_captions(table, 4, 3)
+        assert logprobs == pytest.approx([everything[h.tokens] for h in image], abs=1e-5)  # without the penalty
+
+
+def test_samples_follow_the_filtered_distribution():
+    probabilities = torch.tensor([0.4, 0.3, 0.2, 0.1])  # of words 1, 2, 3 and END
+    model = TableModel([{(): probabilities.log()}], 3)
+    cases = {
+        "all": (SearchOptions(sample=True, n_best=4000), [0.4, 0.3, 0.2, 0.1]),
+        "top_k": (SearchOptions(sample=True, n_best=4000, top_k=2), [4 / 7, 3 / 7, 0, 0]),
+        "top_p": (SearchOptions(sample=True, n_best=4000, top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
+        "cold": (SearchOptions(sample=True, n_best=4000, temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+    }
+    for options, expected in cases.values():
+        (drawn,) = model.search(1, options, seeds=[7])
+        counts = torch.bincount(torch.tensor([(*h.tokens, 4)[0] for h in drawn]), minlength=5)[1:] / 4000
+        torch.testing.assert_close(counts, torch.tensor(expected), atol=0.03, rtol=0)
+        assert all(h.logprob == pytest.approx(float(probabilities[(*h.tokens, 4)[0] - 1].log())) for h in drawn)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("keep_finished", [True, False])
 def test_greedy_and_beam_captions_are_the_originals(reference, model, keep_finished):
