@@ -12,6 +12,7 @@ from captioner.dataset import Dataset
 from captioner.errors import InputError
 from captioner.images import list_images
 from captioner.loader import Batch, dataset_batches, file_batches
+from captioner.metrics.pairing import Reference
 
 
 class Source(Protocol):
@@ -25,6 +26,10 @@ class Source(Protocol):
 
     def picture(self, position: int) -> Path | np.ndarray:
         """What the page shows: a file, or uint8 (3, 256, 256)."""
+        ...
+
+    def references(self) -> list[Reference]:
+        """The known captions, of the images that have any."""
         ...
 
     def fingerprint(self) -> str:
@@ -46,6 +51,9 @@ class FileSource:
 
     def picture(self, position: int) -> Path:
         return self.files[position][0]
+
+    def references(self) -> list[Reference]:
+        return []  # files come without captions
 
     def fingerprint(self) -> str:
         return _digest(info["file_path"] for _, info in self.files)
@@ -70,6 +78,14 @@ class SplitSource:
         if self.image_root and name and (path := Path(self.image_root) / name).is_file():
             return path
         return np.asarray(self.dataset.images[index])
+
+    def references(self) -> list[Reference]:
+        known = []
+        for position, index in enumerate(self.indices.tolist()):
+            info = self.dataset.info[index]
+            if captions := self.dataset.references_of(index):
+                known.append(Reference(info.get("id", position + 1), info.get("file_path"), captions))
+        return known
 
     def fingerprint(self) -> str:
         return _digest(json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)

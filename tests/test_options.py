@@ -88,7 +88,7 @@ REQUIRED = {"prepro": ["--input_json", "raw.json", "--num_val", "1"], "train": [
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    return importlib.import_module(f"captioner.cli.{command}").parser()
+    return importlib.import_module(f"captioner.cli.{command}").build_parser()
 
 
 @pytest.mark.parametrize("command", ORIGINAL)

@@ -46,7 +46,7 @@ def add_search_options(p: Parser) -> None:
     g.add_argument("--diversity", type=float, default=0.5, help="how much they avoid them, in log-probability")
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     """The command's options: the original's under their own names and defaults, then ours."""
     p = Parser(prog="caption-eval", description="Caption a folder of photos or a split of a dataset.")
     p.add_argument(
@@ -88,7 +88,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    opt = parser().parse_args(argv)
+    opt = build_parser().parse_args(argv)
     return run("caption-eval", lambda: caption(opt))
 
 
@@ -277,9 +277,12 @@ class Outputs:
         for name, reason in evaluated.skipped:
             log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
         rows = result_rows(evaluated, self.vocab, self.opt.min_confidence)
+        if self.vis and self.opt.dump_images:
+            pictures = [self.source.picture(position) for position in evaluated.positions]
+            names = self.vis.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
+            for row, name in zip(rows, names, strict=True):
+                row["image"] = name
         for position, row in zip(evaluated.positions, rows, strict=True):
-            if self.vis and self.opt.dump_images:
-                row["image"] = self.vis.add_picture(row["image_id"], self.source.picture(position))
             if self.opt.write_txt:
                 self._write_txt(position, row["caption"])
             print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
@@ -328,12 +331,14 @@ class Outputs:
     def _score(self) -> dict[str, float]:
         """coco-caption's scores of what was captioned; images without known captions are left out."""
         from captioner.metrics import score
+        from captioner.metrics.pairing import Prediction, join, read_references
 
-        known = [(row["caption"], self.source.references(row["image_id"])) for row in self.to_score]
-        scored = [(caption, references) for caption, references in known if references]
-        if len(scored) < len(known):
-            log.info("%d images have no known captions and are not scored", len(known) - len(scored))
-        scores = score([caption for caption, _ in scored], [references for _, references in scored])
+        predictions = [Prediction(row["image_id"], row["file_name"], row["caption"], "") for row in self.to_score]
+        references = read_references(self.opt.references) if self.opt.references else self.source.references()
+        joined = join(predictions, references)
+        if joined.unmatched_predictions:
+            log.info("%d images have no known captions and are not scored", len(joined.unmatched_predictions))
+        scores = score([one.caption for one, _ in joined.pairs], [known.captions for _, known in joined.pairs])
         for name, reason in scores.skipped.items():
             log.warning("%s skipped because %s", name, reason)
         return scores.corpus

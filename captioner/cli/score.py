@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argum
 log = logging.getLogger(__name__)
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     """The command's options."""
     p = Parser(
         prog="caption-score",
@@ -56,7 +56,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `caption-score`."""
-    p = parser()
+    p = build_parser()
     opt = p.parse_args(argv)
     against, by_model = (opt.predictions, opt.references), (opt.images, opt.captions)
     if all(against) and not any((*by_model, *opt.model)):

@@ -31,7 +31,7 @@ VALIDATION_BATCH = 32  # results do not depend on it
 UNRELATED_TO_THE_RESULT = {"resume", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every"}
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     """The command's options: the original's under their own names and defaults, then ours."""
     p = Parser(prog="caption-train", description="Train a captioning model on a dataset made by caption-prepro.")
     data = p.add_argument_group("data")
@@ -122,7 +122,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    opt = parser().parse_args(argv)
+    opt = build_parser().parse_args(argv)
     return run("caption-train", lambda: train(opt))
 
 
