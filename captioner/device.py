@@ -92,7 +92,7 @@ def keep_freed_memory() -> None:
 
 def prepare_for_inference(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring a CNN's weights, in place, to the number format and memory layout that convolve fastest."""
-    module.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(dtype).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Trainer:
         self.accumulate, self.dtype, self.seed, self.processes = accumulate, dtype, seed, processes
         self.device = next(model.parameters()).device
         for module in model.encoder.cnn_modules():
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         self.lm_parameters = model.language_model_parameters()
         self.cnn_parameters = model.cnn_parameters(from_block=finetune_from_block)
         self.lm_rule, self.cnn_rule = lm_rule, cnn_rule

@@ -32,7 +32,9 @@ def model(tiny_cnn, tmp_path_factory):
     net.encoder.load_state_dict(torch.load(tiny_cnn, weights_only=True), strict=False)
     with torch.no_grad():
         net.decoder.output.weight *= 12
-        net.encoder.embed.weight *= 12
+        net.decoder.output.bias[-1] -= 2
+        net.decoder.embedding.weight *= 0.3
+        net.encoder.embed.weight *= 4
     path = tmp_path_factory.mktemp("model") / "model.pt"
     save_checkpoint(path, Checkpoint(config, Vocab(TINY_WORDS), net.state_dict(), decoding={"suppress_unk": 1}))
     return path
@@ -44,7 +46,7 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(5)
     for number in range(1, 12):
-        small = Image.fromarray(rng.integers(0, 256, size=(5, 5, 3), dtype=np.uint8))
+        small = Image.fromarray(rng.integers(0, 256, size=(1, 2, 3), dtype=np.uint8))
         small.resize((200 + 9 * number, 180), Image.Resampling.BICUBIC).save(
             folder / f"img{number}.{('png', 'jpg', 'webp')[number % 3]}"
         )

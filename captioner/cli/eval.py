@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     import torch
 
     from captioner.checkpoint import Checkpoint
+    from captioner.device import Precision
     from captioner.evaluate import Captioner, Evaluated, Totals
     from captioner.search import SearchOptions
     from captioner.sources import Source
@@ -106,7 +107,7 @@ def caption(opt: argparse.Namespace) -> None:
         models = load_models(opt)
         source = open_source(opt, models[0])
         options = search_options(opt, models[0])
-        captioner = make_captioner(models, device, inference_dtype(opt.precision, device))
+        captioner = make_captioner(models, device, inference_dtype(choose_precision(opt, models[0]), device))
         batch_size = choose_batch_size(opt, models[0], device)
         totals = Totals()
         with Outputs(opt, source, captioner) if processes.is_main else contextlib.nullcontext() as outputs:
@@ -206,6 +207,11 @@ def search_options(opt: argparse.Namespace, model: "Checkpoint") -> "SearchOptio
         groups=opt.diverse_groups,
         group_penalty=opt.diversity,
     )
+
+
+def choose_precision(opt: argparse.Namespace, model: "Checkpoint") -> "Precision":
+    """What the user says, else what suits the model: imported ones keep to the original's float32."""
+    return model.decoding.get("precision", "auto") if opt.precision == "auto" else opt.precision
 
 
 def make_captioner(models: "list[Checkpoint]", device: "torch.device", dtype: "torch.dtype") -> "Captioner":

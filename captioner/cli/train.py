@@ -414,7 +414,7 @@ def make_validation(
             " (best so far)" if better else "",
         )
         if record.iteration and distinct <= len(merged) / 10 and len(merged) >= 10:
-            log.warning("warning: 90 %% of the validation captions are alike; the image may be ignored")
+            log.warning("warning: %d validation captions, %d distinct: the image may be ignored", len(merged), distinct)
         return better
 
     return validate

@@ -130,6 +130,8 @@ def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
         },
         opt=opt,
         iteration=iteration,
+        # So that captions and losses are the original's to the last digits that float32 gives.
+        decoding={"suppress_unk": 0, "precision": "fp32"},
         loss_history=_history(table, "loss_history"),
         val_loss_history=losses,
         val_lang_stats_history=scores,
