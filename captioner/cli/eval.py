@@ -29,7 +29,7 @@ BYTES_PER_IMAGE = 40 * 2**20  # activations of VGG16 on a GPU, generously
 
 
 def add_search_options(p: Parser) -> None:
-    """Options that say how captions are found; caption-eval and caption-video share them."""
+    """Options that say how captions are found."""
     g = p.add_argument_group("search")
     g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
     g.add_argument("--beam_size", type=positive, default=2, help="beams per image; 1 is greedy")
