@@ -129,6 +129,20 @@ class Dataset:
         """int64 indices of the images of a split, in file order (none: an empty array)."""
         return np.array([index for index, entry in enumerate(self.info) if entry["split"] == split], dtype=np.int64)
 
+    def captioned_indices(self, split: str) -> np.ndarray:
+        """int64 indices of the images of a split that have captions, in file order.
+
+        Raises:
+            InputError: there are none.
+        """
+        indices = self.split_indices(split)
+        indices = indices[self.label_end_ix[indices] >= self.label_start_ix[indices]]
+        if not len(indices):
+            raise InputError(
+                f"{self.json_path}: no image of split {split!r} has captions", remedy="prepare the data anew"
+            )
+        return indices
+
     def captions_of(self, index: int) -> np.ndarray:
         """uint32 (S, L): the captions of image `index` (0-based), padded with 0."""
         return self.labels[int(self.label_start_ix[index]) - 1 : int(self.label_end_ix[index])]

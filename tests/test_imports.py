@@ -14,10 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 ORDER = """
     errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
     encoder decoder model search optim device features metrics evaluate likelihood results vis checkpoint convert
-    sources training runs cli
+    sources training validation runs cli
 """.split()
 
-COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "options"))
+COMMANDS = sorted(
+    path.stem
+    for path in (PACKAGE / "cli").glob("*.py")
+    if path.stem != "__init__" and not path.stem.endswith("options")
+)
 
 
 def _module_name(path: Path) -> str:

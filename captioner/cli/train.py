@@ -5,11 +5,12 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.cli.options import Parser, flag, non_negative, positive, run
+from captioner.cli.options import run
+from captioner.cli.train_options import build_parser, check_options
 from captioner.errors import InputError
 from captioner.files import require_writable_folder
 
@@ -26,99 +27,8 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
 log = logging.getLogger(__name__)
 
 AGREE_EVERY = 10  # iterations between two rounds in which several processes ask each other whether to stop
-VALIDATION_BATCH = 32  # results do not depend on it
 # Options that may differ between a run and its continuation without a word.
 UNRELATED_TO_THE_RESULT = {"resume", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every"}
-
-
-def build_parser() -> Parser:
-    """The command's options: the original's under their own names and defaults, then ours."""
-    p = Parser(prog="caption-train", description="Train a captioning model on a dataset made by caption-prepro.")
-    data = p.add_argument_group("data")
-    data.add_argument("--input_h5", default="coco/data.h5", help="dataset: images and labels")
-    data.add_argument("--input_json", default="coco/data.json", help="dataset: vocabulary, splits, ids")
-    data.add_argument("--cnn_proto", default="", help="accepted; the layers of VGG16 are known")
-    data.add_argument(
-        "--cnn_model",
-        default="imagenet",
-        help="VGG16 weights: a torchvision .pth (whole or convolutions only), a .caffemodel, "
-        "imagenet (torchvision's download) or random",
-    )
-    data.add_argument("--start_from", default="", help="checkpoint whose weights to start from")
-    data.add_argument(
-        "--resume",
-        default="",
-        help="auto: go on exactly from the state in checkpoint_path, or start afresh if there is none; "
-        "or the path of a …_resume.pt",
-    )
-    model = p.add_argument_group("model")
-    model.add_argument("--rnn_size", type=positive, default=512, help="hidden units of the LSTM, per layer")
-    model.add_argument("--num_layers", type=positive, default=1, help="layers of the LSTM")
-    model.add_argument("--input_encoding_size", type=positive, default=512, help="size of word and image encodings")
-    model.add_argument("--drop_prob_lm", type=float, default=0.5, help="dropout in the language model")
-    model.add_argument(
-        "--cnn_layer",
-        choices=("fc7", "pool5"),
-        default="fc7",
-        help="image feature: fc7, or mean of the last convolution",
-    )
-    model.add_argument(
-        "--cnn_pixels",
-        choices=("caffe", "torchvision"),
-        help="pixel convention of the weights; by default what the kind of file implies",
-    )
-    optim = p.add_argument_group("optimisation")
-    optim.add_argument("--max_iters", type=int, default=-1, help="iterations to run; -1 is forever")
-    optim.add_argument("--epochs", type=float, default=0, help="passes over the training images instead of --max_iters")
-    optim.add_argument("--batch_size", type=positive, default=16, help="images per iteration, over all processes")
-    optim.add_argument("--accumulate", type=positive, default=1, help="parts each batch is cut into to save memory")
-    optim.add_argument("--grad_clip", type=float, default=0.1, help="clamp gradient elements to ± this")
-    optim.add_argument(
-        "--finetune_cnn_after", type=int, default=-1, help="iteration to start training the CNN; -1 never"
-    )
-    optim.add_argument(
-        "--finetune_cnn_layers", type=int, choices=range(1, 6), default=1, help="first convolution block to fine-tune"
-    )
-    optim.add_argument("--seq_per_img", type=positive, default=5, help="captions per image and iteration")
-    rules = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam")
-    optim.add_argument("--optim", choices=rules, default="adam", help="update rule of the language model")
-    optim.add_argument("--learning_rate", type=float, default=4e-4, help="learning rate of the language model")
-    optim.add_argument(
-        "--learning_rate_decay_start", type=int, default=-1, help="iteration to start decaying; -1 never"
-    )
-    optim.add_argument("--learning_rate_decay_every", type=positive, default=50000, help="iterations to halve the rate")
-    optim.add_argument("--optim_alpha", type=float, default=0.8, help="alpha: adagrad, rmsprop, momentum, adam")
-    optim.add_argument("--optim_beta", type=float, default=0.999, help="beta: adam")
-    optim.add_argument("--optim_epsilon", type=float, default=1e-8, help="epsilon in denominators")
-    optim.add_argument("--cnn_optim", choices=("sgd", "sgdm", "adam"), default="adam", help="update rule of the CNN")
-    optim.add_argument("--cnn_optim_alpha", type=float, default=0.8, help="alpha: momentum of the CNN's rule")
-    optim.add_argument("--cnn_optim_beta", type=float, default=0.999, help="beta: adam of the CNN")
-    optim.add_argument("--cnn_learning_rate", type=float, default=1e-5, help="learning rate of the CNN")
-    optim.add_argument("--cnn_weight_decay", type=float, default=0, help="L2 weight decay of the CNN")
-    optim.add_argument("--shuffle", type=flag, default="1", help="new order each epoch; 0: the original's fixed order")
-    evaluation = p.add_argument_group("evaluation and checkpoints")
-    evaluation.add_argument("--val_images_use", type=int, default=3200, help="validation images; -1 all")
-    evaluation.add_argument(
-        "--save_checkpoint_every", type=positive, default=2500, help="iterations between evaluations"
-    )
-    evaluation.add_argument("--checkpoint_path", default="", help="folder for checkpoints; empty is the current one")
-    evaluation.add_argument("--language_eval", type=flag, default="0", help="choose the best checkpoint by CIDEr")
-    evaluation.add_argument("--losses_log_every", type=positive, default=25, help="iterations between logged losses")
-    evaluation.add_argument("--id", default="", help="name of this run, part of its file names")
-    machine = p.add_argument_group("machine")
-    machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
-    machine.add_argument("--seed", type=non_negative, default=123, help="random number seed")
-    machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs")
-    machine.add_argument("--num_workers", type=non_negative, default=2, help="threads that read batches ahead")
-    machine.add_argument(
-        "--cache_features",
-        type=non_negative,
-        default=0,
-        metavar="CROPS",
-        help="frozen CNN only: compute the features of the centre crop (1) or of so many crops once, beside the h5",
-    )
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,6 +47,7 @@ def train(opt: argparse.Namespace) -> int:
     from captioner.optim import learning_rate
     from captioner.runs import Progress, RunFiles, StopRequest
     from captioner.training import LossMonitor
+    from captioner.validation import Validation
 
     keep_freed_memory()
     device = choose_device(opt.gpuid)
@@ -144,7 +55,10 @@ def train(opt: argparse.Namespace) -> int:
     with process_group(device) as processes, StopRequest() as stop:
         files = RunFiles(require_writable_folder(opt.checkpoint_path or ".", "checkpoints"), opt.id)
         dataset = Dataset.open(opt.input_h5, opt.input_json)
-        train_indices = images_with_captions(dataset, "train", opt)
+        train_indices = dataset.captioned_indices("train")
+        val_indices = dataset.captioned_indices("val")
+        if opt.val_images_use >= 0:
+            val_indices = val_indices[: opt.val_images_use]
         resumed = find_resume_state(opt, files.resume)
         record = resumed.checkpoint if resumed else fresh_checkpoint(opt, dataset)
         require_matching(record, dataset, opt)
@@ -172,7 +86,14 @@ def train(opt: argparse.Namespace) -> int:
             for k in itertools.count(record.iteration)
         )
         stream = prefetch(jobs, opt.num_workers, ahead=2 * opt.num_workers)
-        validate = make_validation(opt, trainer, dataset, features)
+        validate = Validation(
+            trainer,
+            dataset,
+            val_indices,
+            language_eval=opt.language_eval,
+            num_workers=opt.num_workers,
+            features=features,
+        )
         first_loss = resumed.first_loss if resumed else None
         monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe)
         progress = Progress(len(train_indices), opt.batch_size)
@@ -216,39 +137,6 @@ def train(opt: argparse.Namespace) -> int:
         return 128 + stopping
     log.info("done: %d iterations; best model: %s", record.iteration, files.best)
     return 0
-
-
-def check_options(opt: argparse.Namespace) -> None:
-    """Refuse contradictions before anything is read.
-
-    Raises:
-        InputError: two options exclude each other, or a value is out of range.
-    """
-    if opt.start_from and opt.resume not in ("", "auto"):
-        raise InputError("--start_from and --resume FILE exclude each other", expected="one of them")
-    if opt.max_iters >= 0 and opt.epochs > 0:
-        raise InputError("--max_iters and --epochs exclude each other", expected="one of them")
-    if opt.cache_features and opt.finetune_cnn_after >= 0:
-        raise InputError(
-            "--cache_features needs a frozen CNN, but --finetune_cnn_after trains it",
-            remedy="train with cached features first, then fine-tune with --start_from",
-        )
-    if not 0 <= opt.drop_prob_lm < 1:
-        raise InputError(f"--drop_prob_lm is {opt.drop_prob_lm}", expected="at least 0 and below 1")
-    for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):
-        if not getattr(opt, name) > 0:
-            raise InputError(f"--{name} is {getattr(opt, name)}", expected="a number above 0")
-    if opt.cnn_proto:
-        log.info("--cnn_proto is not needed: the layers of VGG16 are known")
-
-
-def images_with_captions(dataset: "Dataset", split: str, opt: argparse.Namespace) -> "np.ndarray":
-    """The images of a split that have at least one caption: int64."""
-    indices = dataset.split_indices(split)
-    indices = indices[dataset.label_end_ix[indices] >= dataset.label_start_ix[indices]]
-    if not len(indices):
-        raise InputError(f"{opt.input_json}: no image of split {split!r} has captions", remedy="prepare the data anew")
-    return indices
 
 
 def find_resume_state(opt: argparse.Namespace, own: Path) -> "ResumeState | None":
@@ -359,72 +247,6 @@ def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset
     features = load() if trainer.processes.is_main else None
     trainer.processes.wait()
     return load() if features is None else features
-
-
-def make_validation(
-    opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset", features: "np.ndarray | None"
-) -> "Callable[[Checkpoint], bool]":
-    """A function that evaluates the model on the validation split.
-
-    It enters loss, scores and captions into the record, and returns whether this is the best score so far: CIDEr with
-    --language_eval, else the negated loss.
-    """
-    import torch
-
-    from captioner.evaluate import Captioner, Totals, evaluate, result_rows
-    from captioner.loader import dataset_batches, shares
-    from captioner.search import SearchOptions
-
-    search_options = SearchOptions(beam_size=1, suppress=(dataset.vocab.unk_id,) if dataset.vocab.unk_id else ())
-    indices = images_with_captions(dataset, "val", opt)
-    if opt.val_images_use >= 0:
-        indices = indices[: opt.val_images_use]
-    processes, device = trainer.processes, trainer.device
-
-    def validate(record: "Checkpoint") -> bool:
-        captioner = Captioner([trainer.model], dataset.vocab, device, torch.float32)
-        totals = Totals()
-        rows: list[tuple[int, dict]] = []
-        positions = shares(len(indices), VALIDATION_BATCH, processes.rank, processes.size)
-        batches = dataset_batches(dataset, indices, positions, opt.num_workers, features)
-        with torch.autocast(device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
-            for evaluated in evaluate(captioner, batches, search_options):
-                totals.add(evaluated)
-                rows += zip(evaluated.positions, result_rows(evaluated, dataset.vocab), strict=True)
-        gathered = processes.gather((totals.loss_sum, totals.num_targets, rows))
-        loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
-        merged = [row for _, row in sorted((pair for part in gathered for pair in part[2]), key=lambda pair: pair[0])]
-        record.val_loss_history[record.iteration] = loss
-        record.val_predictions = [{"image_id": row["image_id"], "caption": row["caption"]} for row in merged]
-        score, scored = -loss, ""
-        if opt.language_eval:
-            scores = language_scores([row["caption"] for row in merged], dataset, indices)
-            record.val_lang_stats_history[record.iteration] = scores
-            score, scored = scores["CIDEr"], f", CIDEr {scores['CIDEr']:.3f}"
-        better = record.best_score is None or score > record.best_score
-        record.best_score = score if better else record.best_score
-        distinct = len({row["caption"] for row in merged})
-        log.info(
-            "validation at iteration %d: loss %.4f%s, %d distinct captions of %d%s",
-            record.iteration,
-            loss,
-            scored,
-            distinct,
-            len(merged),
-            " (best so far)" if better else "",
-        )
-        if record.iteration and distinct <= len(merged) / 10 and len(merged) >= 10:
-            log.warning("warning: %d validation captions, %d distinct: the image may be ignored", len(merged), distinct)
-        return better
-
-    return validate
-
-
-def language_scores(captions: list[str], dataset: "Dataset", indices: "np.ndarray") -> dict[str, float]:
-    """coco-caption's scores that need no Java, by name."""
-    from captioner.metrics import score
-
-    return score(captions, [dataset.references_of(int(i)) for i in indices]).corpus
 
 
 def summary(
