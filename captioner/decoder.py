@@ -41,7 +41,8 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size
         self.end_id = vocab_size + 1
         self.drop_prob = drop_prob
-        self.embedding = nn.Embedding(vocab_size + 1, encoding_size)
+        # from_pretrained, for the constructor would draw initial values only to have them drawn again below.
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size + 1, encoding_size), freeze=False)
         # nn.LSTM would warn about dropout that one layer has no use for.
         self.lstm = nn.LSTM(encoding_size, rnn_size, num_layers, dropout=drop_prob if num_layers > 1 else 0.0)
         self.output = nn.Linear(rnn_size, vocab_size + 1)
@@ -49,6 +50,8 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as Torch7 did: layers uniform in +-1/sqrt(fan_in), biases too; embeddings N(0, 1)."""
+        if self.embedding.weight.is_meta:  # no values to set; torch would import its compiler to do nothing, 1 s
+            return
         nn.init.normal_(self.embedding.weight)
         weight = self.output.weight
         for parameter in self.output.parameters():
