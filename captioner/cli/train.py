@@ -163,10 +163,13 @@ def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint
     from captioner.checkpoint import Checkpoint, load_checkpoint
     from captioner.convert.torchvision import read_cnn_weights
     from captioner.model import CaptionModel, ModelConfig
+    from captioner.transfer import grow_vocab
 
     decoding = {"suppress_unk": 1}
     if opt.start_from:
         start = load_checkpoint(opt.start_from)
+        if opt.grow_vocab:
+            start = grow_vocab(start, dataset.vocab, dataset.max_length, opt.seed)
         config = dataclasses.replace(start.config, drop_prob_lm=opt.drop_prob_lm)
         return Checkpoint(config, start.vocab, start.state_dict, opt=vars(opt).copy(), decoding=decoding)
     weights = read_cnn_weights(opt.cnn_model, opt.cnn_layer, opt.cnn_pixels)
@@ -190,15 +193,16 @@ def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint
 
 def require_matching(record: "Checkpoint", dataset: "Dataset", opt: argparse.Namespace) -> None:
     """The model's words must be the data set's, and its captions no longer than the labels."""
+    move = ", or move it to this data with --start_from and --grow_vocab 1"
     if record.vocab != dataset.vocab:
         raise InputError(
             f"{opt.input_json}: its {dataset.vocab.size} words are not the model's {record.vocab.size} words",
-            remedy="prepare the data with the model's vocabulary, or train a new model",
+            remedy="prepare the data with the model's vocabulary" + move,
         )
     if record.config.max_length != dataset.max_length:
         raise InputError(
             f"{opt.input_h5}: labels have {dataset.max_length} words, the model {record.config.max_length}",
-            remedy="prepare the data with the model's --max_length",
+            remedy="prepare the data with the model's --max_length" + move,
         )
 
 

@@ -24,6 +24,12 @@ def build_parser() -> Parser:
     )
     data.add_argument("--start_from", default="", help="checkpoint whose weights to start from")
     data.add_argument(
+        "--grow_vocab",
+        type=flag,
+        default="0",
+        help="with --start_from: keep the model's words that the data has too, add the data's others, drop the rest",
+    )
+    data.add_argument(
         "--resume",
         default="",
         help="auto: go on exactly from the state in checkpoint_path, or start afresh if there is none; "
@@ -107,6 +113,8 @@ def check_options(opt: argparse.Namespace) -> None:
     """
     if opt.start_from and opt.resume not in ("", "auto"):
         raise InputError("--start_from and --resume FILE exclude each other", expected="one of them")
+    if opt.grow_vocab and not opt.start_from:
+        raise InputError("--grow_vocab needs a model to start from", remedy="name it with --start_from")
     if opt.max_iters >= 0 and opt.epochs > 0:
         raise InputError("--max_iters and --epochs exclude each other", expected="one of them")
     if opt.cache_features and opt.finetune_cnn_after >= 0:

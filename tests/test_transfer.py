@@ -1,0 +1,148 @@
+"""--grow_vocab: a model moves to other words, and keeps what it knows about those it knew."""
+
+import json
+
+import h5py
+import pytest
+import torch
+
+from captioner.checkpoint import Checkpoint, build_model, load_checkpoint
+from captioner.decoder import Decoder
+from captioner.model import CaptionModel, ModelConfig
+from captioner.text import Vocab
+from captioner.transfer import grow_vocab
+
+OLD = ["a", "dog", "cat", "runs", "UNK"]
+NEW = {
+    "some of each": ["tree", "cat", "a", "zebra", "UNK"],
+    "without UNK": ["cat", "a", "zebra"],
+    "nothing in common": ["x", "y"],
+    "the same words in another order": ["UNK", "runs", "a", "cat", "dog"],
+    "the same": OLD,
+}
+
+
+@pytest.fixture(scope="module")
+def start() -> Checkpoint:
+    torch.manual_seed(5)
+    config = ModelConfig(len(OLD), 16, encoding_size=6, rnn_size=7, cnn_layer="pool5", conv_widths=(2,) * 13)
+    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), iteration=9, best_score=1.0)
+
+
+@pytest.mark.parametrize("case", NEW)
+def test_every_row_is_where_its_word_is(case, start):
+    words = NEW[case]
+    grown = grow_vocab(start, Vocab(words), 20, seed=3)
+    torch.manual_seed(3)
+    usual = Decoder(len(words), 6, 7).state_dict()
+    assert (grown.config.vocab_size, grown.config.max_length, grown.iteration) == (len(words), 20, 0)
+    assert grown.vocab.words == tuple(words)
+    for name in ("embedding.weight", "output.weight", "output.bias"):
+        before, after = start.state_dict[f"decoder.{name}"], grown.state_dict[f"decoder.{name}"]
+        assert len(after) == len(words) + 1
+        for row, word in enumerate(words):
+            assert torch.equal(after[row], before[OLD.index(word)] if word in OLD else usual[name][row])
+        assert torch.equal(after[-1], before[-1])  # END
+    others = [name for name in start.state_dict if not name.startswith(("decoder.embedding", "decoder.output"))]
+    assert len(others) > 20
+    for name in others:
+        assert torch.equal(grown.state_dict[name], start.state_dict[name])
+
+
+def test_shared_words_keep_their_logits(start):
+    """Along a caption of shared words their log-probabilities differ by one constant per step: the normalisation."""
+    words = NEW["some of each"]
+    old, new = build_model(start), build_model(grow_vocab(start, Vocab(words), 16, seed=3))
+    images = torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    spoken = ["<start>", "a", "cat", "UNK", "cat"]
+    shared = ["a", "cat", "UNK"]
+    logprobs = []
+    with torch.inference_mode():
+        for model, vocabulary in ((old, OLD), (new, words)):
+            ids = {word: k for k, word in enumerate([*vocabulary, "<start>"], start=1)}
+            columns = [ids[word] - 1 for word in [*shared, "<start>"]]
+            state = model.decoder.start(model.encoder.encode(model.cnn_features(images)))
+            steps = []
+            for word in spoken:
+                step, state = model.decoder.step(torch.full((3,), ids[word]), state)
+                steps.append(step[:, columns])
+            logprobs.append(torch.stack(steps))
+    difference = logprobs[1] - logprobs[0]  # (steps, images, words)
+    assert difference.abs().max() > 1e-3
+    torch.testing.assert_close(difference, difference[..., :1].expand_as(difference), rtol=0, atol=1e-6)
+
+
+def test_the_log_says_what_became_of_the_words(start, caplog):
+    with caplog.at_level("INFO"):
+        grow_vocab(start, Vocab(["tree", "cat", "a"], tokenizer="unicode"), 16, seed=3)
+    assert "2 words shared, 1 new, 3 dropped; UNK dropped" in caplog.text
+    assert "split by the unicode rule, the model's by the ascii rule" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def other_words(tiny_dataset, tmp_path_factory):
+    """The tiny data set with "photo" for "picture", captions of up to 18 words, and no UNK."""
+    folder = tmp_path_factory.mktemp("other")
+    content = json.loads(tiny_dataset[1].read_text())
+    words = ["photo" if word == "picture" else word for word in content["ix_to_word"].values() if word != "UNK"]
+    content["ix_to_word"] = {str(k): word for k, word in enumerate(words, start=1)}
+    (folder / "data.json").write_text(json.dumps(content))
+    with h5py.File(tiny_dataset[0]) as source, h5py.File(folder / "data.h5", "w") as target:
+        for name in source:
+            if name != "labels":
+                target.create_dataset(name, data=source[name])
+        target.create_dataset("labels", data=[[*row, 0, 0] for row in source["labels"][:].tolist()], dtype="uint32")
+    return ["--input_h5", folder / "data.h5", "--input_json", folder / "data.json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset, tiny_cnn, command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    done = command(
+        "train", "--input_h5", tiny_dataset[0], "--input_json", tiny_dataset[1], "--cnn_model", tiny_cnn, *SIZES,
+        "--max_iters", 60, "--learning_rate", 0.02, "--cache_features", 1, "--checkpoint_path", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "model_id.pt"
+
+
+SIZES = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
+
+
+def test_a_trained_model_moves_and_goes_on_where_it_was_killed(trained, other_words, command, tmp_path):
+    argv = [*other_words, *SIZES, "--start_from", trained, "--grow_vocab", 1, "--checkpoint_path", tmp_path]
+    done = command("train", *argv, "--max_iters", 4)
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary: 8 words shared, 1 new, 2 dropped; UNK dropped" in done.stderr
+    moved = load_checkpoint(tmp_path / "model_id_last.pt")
+    assert moved.config.max_length == 18 and "photo" in moved.vocab and "picture" not in moved.vocab
+    again = command("train", *argv, "--max_iters", 6, "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    assert "resumed at iteration 4" in again.stderr and "words shared" not in again.stderr
+    evaluated = command(
+        "eval",
+        "--model",
+        tmp_path / "model_id_last.pt",
+        "--split",
+        "test",
+        "--gpuid",
+        -1,
+        "--vis_dir",
+        "",
+        *other_words,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_without_the_option_other_words_are_one_line_that_names_it(trained, other_words, command, tmp_path):
+    done = command("train", *other_words, *SIZES, "--start_from", trained, "--checkpoint_path", tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "its 9 words are not the model's 10 words" in last and "--grow_vocab 1" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_needs_a_model_to_start_from(other_words, command, tmp_path):
+    done = command("train", *other_words, *SIZES, "--grow_vocab", 1, "--checkpoint_path", tmp_path)
+    assert done.returncode == 1
+    assert "--grow_vocab needs a model to start from" in done.stderr
