@@ -1,5 +1,6 @@
 """One training step and everything a run must remember to go on exactly where it stopped."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from captioner.errors import InputError
 from captioner.loader import Batch
 from captioner.model import CaptionModel
 from captioner.optim import clip_elementwise, make_optimizer
+
+log = logging.getLogger(__name__)
 
 EXPLODED = 20  # times the first loss: stop, as the original does
 
@@ -40,9 +43,13 @@ class Trainer:
     its gradients clamped elementwise to ±grad_clip; and the CNN, only when fine-tuning, clamped only with weight decay,
     as the original does (train.lua).
 
+    A batch passes through in `pieces`, whose gradients add up to those of the whole batch. Where the device's memory is
+    too small, their number doubles, for good.
+
     Args:
         model: on its device.
         finetune_from_block: first convolution block (1-5) that fine-tuning trains; the ones before stay as they are.
+        accumulate: pieces to begin with.
         dtype: number format of autocast; float32 switches autocast off.
         seed: dropout of iteration k depends on the seed, k and the process only, so a resumed run repeats it.
     """
@@ -62,7 +69,8 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.model, self.grad_clip, self.cnn_weight_decay = model, grad_clip, cnn_weight_decay
-        self.accumulate, self.dtype, self.seed, self.processes = accumulate, dtype, seed, processes
+        self.accumulate, self.pieces = accumulate, accumulate
+        self.dtype, self.seed, self.processes = dtype, seed, processes
         self.device = next(model.parameters()).device
         for module in model.encoder.cnn_modules():
             module.to(memory_format=torch.channels_last)
@@ -84,25 +92,57 @@ class Trainer:
 
         Returns:
             scalar float32 on the device: the loss of the global batch before the update, mean −log p per target.
+
+        Raises:
+            InputError: the memory is too small even for one image at a time.
         """
         self._prepare_mode(finetune)
-        torch.manual_seed((self.seed * 1_000_003 + iteration) * 1024 + self.processes.rank)
-        parts = [part.to(self.device) for part in batch.split(self.accumulate)]
         trained = self.lm_parameters + (self.cnn_parameters if finetune else [])
-        for parameter in trained:
-            parameter.grad = None
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for part in parts:
-            loss_sum, num_targets = self._loss_sum(part, finetune)
-            loss_sum.backward()
-            totals += torch.stack(
-                [loss_sum.detach().double(), torch.as_tensor(num_targets, device=self.device).double()]
-            )
+        # Processes need not agree on the number of pieces: they meet only when all of their pieces are done.
+        while (totals := self._accumulate(batch, iteration, trained, finetune)) is None:
+            self._halve(len(batch.positions))
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         self.processes.sum_([totals, *gradients])
         torch._foreach_div_(gradients, totals[1].float())
         self._update(rate_factor, finetune)
         return (totals[0] / totals[1]).float()
+
+    def _accumulate(
+        self, batch: Batch, iteration: int, trained: list[torch.nn.Parameter], finetune: bool
+    ) -> Tensor | None:
+        """Leave the summed gradients in the parameters: float64 (2,), loss sum and targets; None if out of memory."""
+        torch.manual_seed((self.seed * 1_000_003 + iteration) * 1024 + self.processes.rank)
+        for parameter in trained:  # also what an attempt without enough memory left behind
+            parameter.grad = None
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        try:
+            for piece in batch.split(self.pieces):
+                loss_sum, num_targets = self._loss_sum(piece.to(self.device), finetune)
+                loss_sum.backward()
+                totals += torch.stack(
+                    [loss_sum.detach().double(), torch.as_tensor(num_targets, device=self.device).double()]
+                )
+        except torch.OutOfMemoryError:
+            return None  # the handler is left before the next attempt: its traceback keeps activations alive
+        return totals
+
+    def _halve(self, num_images: int) -> None:
+        size = math.ceil(num_images / self.pieces)
+        if size <= 1:
+            raise InputError(
+                "out of memory with one image at a time",
+                remedy="free the GPU from other programs, lower --seq_per_img or --rnn_size, use --cnn_layer pool5 or "
+                "--finetune_cnn_layers 5, or train on the CPU with --gpuid -1",
+            )
+        self.pieces = math.ceil(num_images / math.ceil(size / 2))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of the old sizes are of no use to smaller ones
+        log.warning(
+            "out of memory with %d images at once: going on with %d (--accumulate %d); the effective batch is the same",
+            size,
+            math.ceil(size / 2),
+            self.pieces,
+        )
 
     def _prepare_mode(self, finetune: bool) -> None:
         self.model.train()
@@ -138,8 +178,8 @@ class Trainer:
             self.cnn_optimizer.step()
 
     def optimizer_states(self) -> dict[str, Any]:
-        """Plain types and tensors for the resume state."""
-        states = {"lm": self.lm_optimizer.state_dict()}
+        """Plain types and tensors for the resume state; `pieces` too, since dropout draws anew for each of them."""
+        states: dict[str, Any] = {"lm": self.lm_optimizer.state_dict(), "pieces": [self.accumulate, self.pieces]}
         if self.cnn_optimizer is not None:
             states["cnn"] = self.cnn_optimizer.state_dict()
         return states
@@ -150,6 +190,9 @@ class Trainer:
         Raises:
             InputError: they belong to another rule or model.
         """
+        asked, needed = states.get("pieces", (1, 1))
+        if asked == self.accumulate:  # another --accumulate is the user's new wish
+            self.pieces = needed
         for name, optimizer in (("lm", self.lm_optimizer), ("cnn", self.cnn_optimizer)):
             if optimizer is not None and name in states:
                 try:

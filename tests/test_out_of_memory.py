@@ -1,0 +1,136 @@
+"""Too little memory in training: smaller pieces of the same batch, with the result of the whole one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from captioner.checkpoint import load_checkpoint
+from captioner.decoder import Decoder
+
+CAPTIONS = 2  # per image
+RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]
+RUN += ["--seq_per_img", CAPTIONS, "--drop_prob_lm", 0, "--max_iters", 4, "--save_checkpoint_every", 2]
+RUN += ["--num_workers", 0, "--learning_rate", 0.01, "--losses_log_every", 1]
+WAYS = {
+    "frozen": [],
+    "fine-tuned later": ["--finetune_cnn_after", 2, "--cnn_learning_rate", 1e-4],
+    "already in parts": ["--accumulate", 2, "--finetune_cnn_after", 0, "--cnn_learning_rate", 1e-4],
+}
+
+
+class _FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, total: Tensor) -> Tensor:
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("injected")
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int, where: str) -> list[int]:
+    """Let training fail for more than `images` at once; returns the list of what was tried, as it grows."""
+    tried: list[int] = []
+    whole = Decoder.loss_sum
+
+    def loss_sum(self: Decoder, features: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        if not self.training:
+            return whole(self, features, labels)
+        tried.append(len(labels) // CAPTIONS)
+        too_large = tried[-1] > images
+        if too_large and where == "forward":
+            raise torch.OutOfMemoryError("injected")
+        total, count = whole(self, features, labels)
+        return (_FailsInBackward.apply(total) if too_large else total), count
+
+    monkeypatch.setattr(Decoder, "loss_sum", loss_sum)
+    return tried
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = load_checkpoint(one).state_dict, load_checkpoint(other).state_dict
+    for name, tensor in first.items():
+        # Adam turns rounding of tiny gradients into steps of up to a tenth of the learning rate.
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset, tiny_cnn):
+    return ["--input_h5", tiny_dataset[0], "--input_json", tiny_dataset[1], "--cnn_model", tiny_cnn, *RUN]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def whole(request, data, command, tmp_path_factory):
+    """A run with memory enough, and its options."""
+    folder = tmp_path_factory.mktemp("whole")
+    options = [*data, *WAYS[request.param]]
+    done = command("train", *options, "--checkpoint_path", folder)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory" not in done.stderr
+    return options, folder
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_batch_in_smaller_pieces_trains_the_same(where, whole, command, tmp_path, monkeypatch):
+    options, folder = whole
+    tried = limit_memory(monkeypatch, 2, where)
+    done = command("train", *options, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(folder / "model_id_last.pt", tmp_path / "model_id_last.pt")
+    announced = re.findall(r"out of memory with (\d+) images at once: going on with (\d+)", done.stderr)
+    assert announced == ([("4", "2")] if "--accumulate" in options else [("7", "4"), ("4", "2")])
+    # 7 images are four pieces; once they fit, nothing larger is tried again.
+    assert tried == [int(size) for size, _ in announced] + [2, 2, 2, 1] * 4
+
+
+def test_a_continued_run_keeps_the_smaller_pieces(data, command, tmp_path, monkeypatch):
+    """Dropout draws for each piece, so that other pieces would be another run."""
+    options = [*data, "--drop_prob_lm", 0.5, "--resume", "auto"]
+    tried = limit_memory(monkeypatch, 3, "forward")
+    assert command("train", *options, "--checkpoint_path", tmp_path / "whole").returncode == 0
+    assert command("train", *options, "--max_iters", 2, "--checkpoint_path", tmp_path / "two").returncode == 0
+    tried.clear()
+    done = command("train", *options, "--checkpoint_path", tmp_path / "two")
+    assert done.returncode == 0 and tried == [2, 2, 2, 1] * 2
+    one, other = (load_checkpoint(tmp_path / name / "model_id_last.pt").state_dict for name in ("whole", "two"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_too_little_for_one_image_is_one_line(data, command, tmp_path, monkeypatch):
+    limit_memory(monkeypatch, 0, "forward")
+    done = command("train", *data, "--checkpoint_path", tmp_path)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("caption-train: error: out of memory with one image") and "pool5" in line
+    assert load_checkpoint(tmp_path / "model_id_last.pt").iteration == 0
+
+
+ONE_SMALL_RANK = """
+import os, sys, torch
+from captioner.cli.train import main
+from captioner.decoder import Decoder
+whole = Decoder.loss_sum
+def loss_sum(self, features, labels):
+    if self.training and os.environ.get("RANK") == "1" and len(labels) > 2:
+        print("injected", file=sys.stderr)
+        raise torch.OutOfMemoryError("injected")
+    return whole(self, features, labels)
+Decoder.loss_sum = loss_sum
+sys.exit(main())
+"""
+
+
+def test_processes_may_cut_their_shares_differently(data, command, tmp_path):
+    assert command("train", *data, "--checkpoint_path", tmp_path / "one").returncode == 0
+    (tmp_path / "small_rank.py").write_text(ONE_SMALL_RANK)
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    argv += [tmp_path / "small_rank.py", *data, "--checkpoint_path", tmp_path / "two"]
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("injected") == 2  # three images, then two, then one
+    assert_same_weights(tmp_path / "one" / "model_id_last.pt", tmp_path / "two" / "model_id_last.pt")
