@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner import recipes
 from captioner.cli.options import run
-from captioner.cli.train_options import build_parser, check_options
+from captioner.cli.train_options import build_parser, check_options, stages_of
 from captioner.errors import InputError
 from captioner.files import require_writable_folder
 
@@ -22,115 +23,157 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.dataset import Dataset
     from captioner.device import Processes
     from captioner.model import CaptionModel
+    from captioner.runs import RunFiles, StopRequest
     from captioner.training import Trainer
 
 log = logging.getLogger(__name__)
 
 AGREE_EVERY = 10  # iterations between two rounds in which several processes ask each other whether to stop
 # Options that may differ between a run and its continuation without a word.
-UNRELATED_TO_THE_RESULT = {"resume", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every"}
+UNRELATED_TO_THE_RESULT = {
+    "resume", "stages", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every"
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    return run("caption-train", lambda: train(opt))
+    return run("caption-train", lambda: train(stages_of(opt, argv)))
 
 
-def train(opt: argparse.Namespace) -> int:
-    """Train until max_iters (or forever), resumable at any time; returns the exit code."""
-    check_options(opt)
+def train(stages: list[argparse.Namespace]) -> int:
+    """Run one stage after the other (without --preset there is one); returns the exit code."""
+    from captioner.device import choose_device, keep_freed_memory, process_group
+    from captioner.runs import StopRequest
 
+    for opt in stages:
+        check_options(opt)
+    keep_freed_memory()
+    device = choose_device(stages[0].gpuid)
+    with process_group(device) as processes, StopRequest() as stop:
+        for opt in stages_to_do(stages):
+            processes.wait()  # the stage before has written its best model, or nobody has written anything
+            code = train_stage(opt, device, processes, stop)
+            if code:
+                return code
+    return 0
+
+
+def stages_to_do(stages: list[argparse.Namespace]) -> list[argparse.Namespace]:
+    """All stages; with --resume auto those left: a stage that has a state was begun when those before were done."""
+    begun = [k for k, opt in enumerate(stages) if opt.resume == "auto" and files_of(opt).resume.exists()]
+    for opt in stages[: max(begun, default=0)]:
+        log.info("stage %d is done", opt.stage)
+    return stages[max(begun, default=0) :]
+
+
+def files_of(opt: argparse.Namespace, stage: int | None = None) -> "RunFiles":
+    """The files of a run; those of a stage of it, by default its own, carry the stage's number in their names."""
+    from captioner.runs import RunFiles
+
+    stage = stage or opt.stage
+    folder = require_writable_folder(opt.checkpoint_path or ".", "checkpoints")
+    return RunFiles(folder, opt.id + (f"_stage{stage}" if stage else ""))
+
+
+def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Processes", stop: "StopRequest") -> int:
+    """Train until the last iteration (or forever), resumable at any time; returns the exit code."""
     from captioner.checkpoint import build_model
     from captioner.dataset import Dataset
-    from captioner.device import choose_device, keep_freed_memory, process_group, training_dtype
+    from captioner.device import training_dtype
     from captioner.loader import TrainingBatches, prefetch
     from captioner.optim import learning_rate
-    from captioner.runs import Progress, RunFiles, StopRequest
+    from captioner.runs import Progress
     from captioner.training import LossMonitor
     from captioner.validation import Validation
 
-    keep_freed_memory()
-    device = choose_device(opt.gpuid)
-    dtype = training_dtype(opt.precision, device)
-    with process_group(device) as processes, StopRequest() as stop:
-        files = RunFiles(require_writable_folder(opt.checkpoint_path or ".", "checkpoints"), opt.id)
-        dataset = Dataset.open(opt.input_h5, opt.input_json)
-        train_indices = dataset.captioned_indices("train")
-        val_indices = dataset.captioned_indices("val")
-        if opt.val_images_use >= 0:
-            val_indices = val_indices[: opt.val_images_use]
-        resumed = find_resume_state(opt, files.resume)
-        record = resumed.checkpoint if resumed else fresh_checkpoint(opt, dataset)
-        require_matching(record, dataset, opt)
-        model = build_model(record).to(device)
-        trainer = make_trainer(opt, model, dtype, processes)
-        processes.wait()  # everyone has looked for a state before the main process moves anything
-        if resumed:
-            trainer.restore_optimizers(resumed.optimizers, str(files.resume))
-            log.info("resumed at iteration %d", record.iteration)
-        elif processes.is_main:
-            files.keep_previous()
-        features = load_features(opt, trainer, dataset)
-        batches = TrainingBatches(
-            dataset,
-            train_indices,
-            batch_size=opt.batch_size,
-            seq_per_img=opt.seq_per_img,
-            seed=opt.seed,
-            shuffle=opt.shuffle,
-            features=features,
-            share=processes.share,
-        )
-        jobs = (
-            (lambda k=k: batches(k).pin() if device.type == "cuda" else batches(k))
-            for k in itertools.count(record.iteration)
-        )
-        stream = prefetch(jobs, opt.num_workers, ahead=2 * opt.num_workers)
-        validate = Validation(
-            trainer,
-            dataset,
-            val_indices,
-            language_eval=opt.language_eval,
-            num_workers=opt.num_workers,
-            features=features,
-        )
-        first_loss = resumed.first_loss if resumed else None
-        monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe)
-        progress = Progress(len(train_indices), opt.batch_size)
-        last_iteration = opt.max_iters
-        if opt.epochs > 0:
-            last_iteration = math.ceil(opt.epochs * len(train_indices) / opt.batch_size)
-        log.info("%s", summary(model, dataset, len(train_indices), device, processes))
+    if opt.stage == 2 and not opt.start_from:
+        opt.start_from = str(files_of(opt, 1).best)
+    if opt.preset:
+        log.info("%s", recipes.describe(opt.preset, opt.stage, vars(opt)))
+    files = files_of(opt)
+    dataset = Dataset.open(opt.input_h5, opt.input_json)
+    train_indices = dataset.captioned_indices("train")
+    val_indices = dataset.captioned_indices("val")
+    if opt.val_images_use >= 0:
+        val_indices = val_indices[: opt.val_images_use]
+    last_iteration = opt.max_iters
+    if opt.epochs > 0:
+        last_iteration = math.ceil(opt.epochs * len(train_indices) / opt.batch_size)
+    resumed = find_resume_state(opt, files.resume)
+    record = resumed.checkpoint if resumed else fresh_checkpoint(opt, dataset)
+    require_matching(record, dataset, opt)
+    if 0 <= last_iteration <= record.iteration and record.iteration in record.val_loss_history:
+        log.info("done already: %d iterations; best model: %s", record.iteration, files.best)
+        return 0
+    model = build_model(record).to(device)
+    trainer = make_trainer(opt, model, training_dtype(opt.precision, device), processes)
+    processes.wait()  # everyone has looked for a state before the main process moves anything
+    if resumed:
+        trainer.restore_optimizers(resumed.optimizers, str(files.resume))
+        log.info("resumed at iteration %d", record.iteration)
+    elif processes.is_main:
+        later = [files_of(opt, stage) for stage in recipes.STAGES if opt.stage and stage > opt.stage]
+        for earlier_run in (files, *later):
+            earlier_run.keep_previous()
+    features = load_features(opt, trainer, dataset)
+    batches = TrainingBatches(
+        dataset,
+        train_indices,
+        batch_size=opt.batch_size,
+        seq_per_img=opt.seq_per_img,
+        seed=opt.seed,
+        shuffle=opt.shuffle,
+        features=features,
+        share=processes.share,
+    )
+    jobs = (
+        (lambda k=k: batches(k).pin() if device.type == "cuda" else batches(k))
+        for k in itertools.count(record.iteration)
+    )
+    stream = prefetch(jobs, opt.num_workers, ahead=2 * opt.num_workers)
+    validate = Validation(
+        trainer,
+        dataset,
+        val_indices,
+        language_eval=opt.language_eval,
+        num_workers=opt.num_workers,
+        features=features,
+    )
+    first_loss = resumed.first_loss if resumed else None
+    monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe)
+    progress = Progress(len(train_indices), opt.batch_size)
+    log.info("%s", summary(model, dataset, len(train_indices), device, processes))
 
-        for iteration in itertools.count(record.iteration):
-            finished = iteration == last_iteration
-            if (iteration % opt.save_checkpoint_every == 0 or finished) and iteration not in record.val_loss_history:
-                monitor.flush()
-                better = validate(record)
-                files.save_checkpoints(record, trainer, better)
-                files.save_state(record, trainer, monitor)
-            if processes.size == 1 or iteration % AGREE_EVERY == 0:
-                stopping = processes.largest(stop.signal)
-            if finished or stopping or files.state_is_old():
-                files.save_state(record, trainer, monitor)
-            if finished or stopping:
-                break
+    stopping = 0
+    for iteration in itertools.count(record.iteration):
+        finished = 0 <= last_iteration <= iteration
+        if (iteration % opt.save_checkpoint_every == 0 or finished) and iteration not in record.val_loss_history:
+            monitor.flush()
+            better = validate(record)
+            files.save_checkpoints(record, trainer, better)
+            files.save_state(record, trainer, monitor)
+        if processes.size == 1 or iteration % AGREE_EVERY == 0:
+            stopping = processes.largest(stop.signal)
+        if finished or stopping or files.state_is_old():
+            files.save_state(record, trainer, monitor)
+        if finished or stopping:
+            break
 
-            batch = progress.next(stream)
-            decay = learning_rate(
-                iteration,
-                base=1.0,
-                decay_start=opt.learning_rate_decay_start,
-                decay_every=opt.learning_rate_decay_every,
-            )
-            finetune = 0 <= opt.finetune_cnn_after <= iteration
-            loss = trainer.step(batch, iteration, rate_factor=decay, finetune=finetune)
-            record.iteration = iteration + 1
+        batch = progress.next(stream)
+        decay = learning_rate(
+            iteration,
+            base=1.0,
+            decay_start=opt.learning_rate_decay_start,
+            decay_every=opt.learning_rate_decay_every,
+        )
+        finetune = 0 <= opt.finetune_cnn_after <= iteration
+        loss = trainer.step(batch, iteration, rate_factor=decay, finetune=finetune)
+        record.iteration = iteration + 1
 
-            monitor.note(iteration, loss)
-            if iteration % opt.losses_log_every == 0:
-                monitor.flush()
-                progress.report(iteration, record.loss_history[iteration])
+        monitor.note(iteration, loss)
+        if iteration % opt.losses_log_every == 0:
+            monitor.flush()
+            progress.report(iteration, record.loss_history[iteration])
 
     if stopping:
         log.info("stopped at iteration %d; repeat the command with --resume auto to go on", record.iteration)
@@ -160,14 +203,19 @@ def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint
     """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
     import torch
 
-    from captioner.checkpoint import Checkpoint, load_checkpoint
+    from captioner.checkpoint import Checkpoint, bundled_model_path, load_checkpoint
     from captioner.convert.torchvision import read_cnn_weights
     from captioner.model import CaptionModel, ModelConfig
     from captioner.transfer import grow_vocab
 
     decoding = {"suppress_unk": 1}
     if opt.start_from:
-        start = load_checkpoint(opt.start_from)
+        if opt.stage == 2 and not Path(opt.start_from).exists():
+            raise InputError(
+                f"{opt.start_from}: no such file, and stage 2 starts from the best model of stage 1",
+                remedy="run --stages 1,2, or name a model with --start_from",
+            )
+        start = load_checkpoint(bundled_model_path() if opt.start_from == "bundled" else opt.start_from)
         if opt.grow_vocab:
             start = grow_vocab(start, dataset.vocab, dataset.max_length, opt.seed)
         config = dataclasses.replace(start.config, drop_prob_lm=opt.drop_prob_lm)

@@ -2,9 +2,11 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 
 from captioner.cli.options import Parser, flag, non_negative, positive
 from captioner.errors import InputError
+from captioner.recipes import PRESETS
 
 log = logging.getLogger(__name__)
 
@@ -12,6 +14,19 @@ log = logging.getLogger(__name__)
 def build_parser() -> Parser:
     """All options, in groups."""
     p = Parser(prog="caption-train", description="Train a captioning model on a dataset made by caption-prepro.")
+    p.set_defaults(stage=None)
+    recipe = p.add_argument_group("recipe")
+    recipe.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="values that work for COCO, for Flickr8k, or for a few hundred photos of your own; options given "
+        "besides come before them",
+    )
+    recipe.add_argument(
+        "--stages",
+        choices=("1", "2", "1,2"),
+        help="stages of the preset to run: 1 with a frozen CNN, 2 fine-tunes it from there; by default both",
+    )
     data = p.add_argument_group("data")
     data.add_argument("--input_h5", default="coco/data.h5", help="dataset: images and labels")
     data.add_argument("--input_json", default="coco/data.json", help="dataset: vocabulary, splits, ids")
@@ -22,7 +37,9 @@ def build_parser() -> Parser:
         help="VGG16 weights: a torchvision .pth (whole or convolutions only), a .caffemodel, "
         "imagenet (torchvision's download) or random",
     )
-    data.add_argument("--start_from", default="", help="checkpoint whose weights to start from")
+    data.add_argument(
+        "--start_from", default="", help="checkpoint whose weights to start from; bundled is the model of caption-eval"
+    )
     data.add_argument(
         "--grow_vocab",
         type=flag,
@@ -103,6 +120,44 @@ def build_parser() -> Parser:
         help="frozen CNN only: compute the features of the centre crop (1) or of so many crops once, beside the h5",
     )
     return p
+
+
+def stages_of(opt: argparse.Namespace, argv: Sequence[str] | None) -> list[argparse.Namespace]:
+    """The options of each stage to run: one, `opt` itself, without --preset.
+
+    Args:
+        opt: what `argv` says without regard to the preset.
+
+    Raises:
+        InputError: an option that no stage can follow.
+    """
+    if not opt.preset:
+        if opt.stages:
+            raise InputError(
+                "--stages needs a recipe", expected=f"--preset {'|'.join(PRESETS)}", remedy="or leave --stages out"
+            )
+        return [opt]
+    numbers = [int(number) for number in (opt.stages or "1,2").split(",")]
+    if len(numbers) > 1 and opt.resume not in ("", "auto"):
+        raise InputError("--resume FILE is the state of one stage", remedy="add --stages 1 or --stages 2")
+    stages = []
+    for number in numbers:
+        values = dict(PRESETS[opt.preset][number])
+        if opt.max_iters >= 0:
+            del values["epochs"]
+        if opt.resume not in ("", "auto"):  # its weights come from there
+            values.pop("start_from", None)
+            values.pop("grow_vocab", None)
+        parser = build_parser()
+        parser.set_defaults(**values)
+        stage = parser.parse_args(argv)
+        stage.stage = number
+        stages.append(stage)
+    if len(stages) > 1:  # each stage takes what is meant for it
+        stages[0].finetune_cnn_after = -1
+        stages[1].cache_features = 0
+        stages[1].start_from, stages[1].grow_vocab = "", False
+    return stages
 
 
 def check_options(opt: argparse.Namespace) -> None:
