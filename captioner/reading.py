@@ -123,7 +123,7 @@ class _Pool:
         methods = multiprocessing.get_all_start_methods()
         self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            self.context.set_forkserver_preload(["captioner.reading", "torchvision.io"])
+            self.context.set_forkserver_preload(["captioner.reading", "simplejpeg", "torch"])
         self.window = num_workers * _WINDOW_PER_WORKER
         self.waiting: deque[int] = deque()  # handed back by workers that died
         self.next_task = 0

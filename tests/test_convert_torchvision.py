@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from captioner.convert.torchvision import read_cnn_weights
+from captioner.convert.torchvision import IMAGENET_URL, read_cnn_weights
 from captioner.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 from captioner.errors import InputError
 
@@ -144,12 +144,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         running.shutdown()
 
 
-class Weights:
-    """Stands in for torchvision's entry, which cannot be changed."""
-
-    def __init__(self, url: str) -> None:
-        self.IMAGENET1K_V1 = self
-        self.url = url
+def test_the_download_is_torchvisions() -> None:
+    assert torchvision.models.VGG16_Weights.IMAGENET1K_V1.url == IMAGENET_URL
 
 
 @pytest.fixture
@@ -164,12 +160,12 @@ def test_imagenet_is_fetched_once_and_checked(
     url, www = server
     name = f"vgg16-{hashlib.sha256(whole.read_bytes()).hexdigest()[:8]}.pth"
     (www / name).write_bytes(whole.read_bytes())
-    monkeypatch.setattr(torchvision.models, "VGG16_Weights", Weights(f"{url}/{name}"))
+    monkeypatch.setattr("captioner.convert.torchvision.IMAGENET_URL", f"{url}/{name}")
     assert read_cnn_weights("imagenet", "fc7").pixels == "torchvision"
     (www / name).unlink()
     assert read_cnn_weights("imagenet", "fc7").conv_widths == WIDTHS  # from the cache
     (www / "vgg16-00000000.pth").write_bytes(whole.read_bytes())
-    monkeypatch.setattr(torchvision.models, "VGG16_Weights", Weights(f"{url}/vgg16-00000000.pth"))
+    monkeypatch.setattr("captioner.convert.torchvision.IMAGENET_URL", f"{url}/vgg16-00000000.pth")
     with pytest.raises(InputError, match="invalid hash"):
         read_cnn_weights("imagenet", "fc7")
     assert not (cache / "vgg16-00000000.pth").exists()
@@ -179,7 +175,7 @@ def test_imagenet_is_fetched_once_and_checked(
 def test_without_network_the_error_says_what_to_put_where(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torchvision.models, "VGG16_Weights", Weights(url))
+    monkeypatch.setattr("captioner.convert.torchvision.IMAGENET_URL", url)
     with pytest.raises(InputError) as caught:
         read_cnn_weights("imagenet", "fc7")
     assert str(cache / "vgg16-397923af.pth") in str(caught.value) and "--cnn_model" in str(caught.value)

@@ -19,6 +19,9 @@ from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
 
+# VGG16_Weights.IMAGENET1K_V1 of torchvision; the name ends with the first digits of its SHA-256.
+IMAGENET_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
 CLASSES_NAME = "classifier.6"  # the 1000 ImageNet classes, of no use here
 
 # Where our own .pth says which pixels its weights want. torch keeps this attribute of a state_dict through saving and
@@ -153,9 +156,7 @@ def _download() -> Path:
     Raises:
         InputError: no network; says which file to put where.
     """
-    from torchvision.models import VGG16_Weights
-
-    url = VGG16_Weights.IMAGENET1K_V1.url
+    url = IMAGENET_URL
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         return path
@@ -163,7 +164,7 @@ def _download() -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log.info("fetching %s", url)
-        # The file's name carries the first digits of its SHA-256; torch renames only after checking them.
+        # torch renames only after checking the digits in the name.
         prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
         torch.hub.download_url_to_file(url, str(path), prefix[1] if prefix else None, progress=sys.stderr.isatty())
     except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another checksum
