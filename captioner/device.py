@@ -5,6 +5,9 @@ import ctypes
 import datetime
 import logging
 import os
+import re
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from captioner.errors import InputError
 
@@ -20,6 +24,9 @@ log = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_BLOCK = -1, -3, 2**30
+
+# A killed rank must stop the others soon, not after the default half hour; feature caching of rank 0 takes minutes.
+PATIENCE = datetime.timedelta(minutes=10)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -118,7 +125,8 @@ class Processes:
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             group = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.all_reduce(flat)
+            with _peers_needed():
+                dist.all_reduce(flat)
             for tensor, total in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
@@ -127,7 +135,8 @@ class Processes:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _peers_needed():
+            dist.all_gather_object(values, value)
         return values
 
     def largest(self, value: int) -> int:
@@ -137,7 +146,47 @@ class Processes:
     def wait(self) -> None:
         """Go on only when every process has come this far."""
         if self.size > 1:
-            dist.barrier()
+            with _peers_needed():
+                dist.barrier()
+
+
+@contextlib.contextmanager
+def _peers_needed() -> Iterator[None]:
+    """One line instead of a traceback where another process is gone: that one has said why, or was killed."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and nccl's own kinds derive from it
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without the place in gloo's source
+        raise InputError(
+            f"another process of this run has ended ({reason[:200]})",
+            remedy="see its own last line; repeat the command to go on (with training: --resume auto)",
+        ) from error
+
+
+def _agree_on_a_name(store: dist.Store, rank: int, size: int) -> str:
+    """A name for what these processes tell each other through the store, which nobody has used before.
+
+    torchrun keeps its store when it starts killed processes anew. Without a new name each time they would take the
+    addresses of the dead for those of the living. The first process answers the questions that the others ask under
+    numbers of their own, until all have heard the answer; old questions stay there, but nobody waits for their answer.
+    """
+    if rank > 0:
+        question = f"captioner/answer/{uuid.uuid4().hex}"
+        store.set(f"captioner/question/{rank}", question)
+        store.wait([question], PATIENCE)
+        name = store.get(question).decode()
+        store.add(f"{name}/heard", 1)
+        return name
+    name, deadline = f"captioner/{uuid.uuid4().hex}", time.monotonic() + PATIENCE.total_seconds()
+    questions = [f"captioner/question/{other}" for other in range(1, size)]
+    while (heard := store.add(f"{name}/heard", 0)) < size - 1:
+        if time.monotonic() > deadline:
+            raise InputError(f"{heard + 1} of {size} processes have started", remedy="start all of them")
+        for question in questions:
+            if store.check([question]):
+                store.set(store.get(question).decode(), name)
+        time.sleep(0.02)
+    return name
 
 
 @contextlib.contextmanager
@@ -147,12 +196,14 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         yield Processes()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # A killed rank must stop the others soon, not after the default half hour; feature caching of rank 0 takes minutes.
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
-    processes = Processes(dist.get_rank(), dist.get_world_size())
+    with _peers_needed():
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(_agree_on_a_name(store, rank, size), store)
+        dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    processes = Processes(rank, size)
     try:
         if not processes.is_main:
-            logging.getLogger().setLevel(logging.WARNING)
+            logging.getLogger().setLevel(logging.ERROR)  # what there is to say, the main process says
         yield processes
     finally:
         dist.destroy_process_group()

@@ -89,6 +89,9 @@ class TrainingBatches:
         seq_per_img: S, captions per image.
         features: float (images of the dataset, crops, F); if given, batches carry features instead of pixels.
         share: this process's rows of each batch, as a function of the batch size.
+
+    Raises:
+        InputError: this process would have no rows.
     """
 
     def __init__(
@@ -106,6 +109,10 @@ class TrainingBatches:
         self.dataset, self.indices, self.batch_size, self.seq_per_img = dataset, indices, batch_size, seq_per_img
         self.seed, self.shuffle, self.features, self.share = seed, shuffle, features, share
         self._orders: dict[int, np.ndarray] = {}
+        if not share(batch_size):
+            raise InputError(
+                f"--batch_size {batch_size}: not an image for each process", remedy="start fewer processes"
+            )
 
     def image_indices(self, number: int) -> np.ndarray:
         """Which images of the dataset batch `number` holds, over all processes: int64 (N,)."""
