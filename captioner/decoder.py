@@ -16,8 +16,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-# Rows of logits that the loss has in hand at once: with 10,000 words 10 MB, which a CPU's cache holds.
-LOSS_BLOCK = 256
+from captioner.lstm import lstm_layer
+
+# Rows of logits that the loss has in hand at once: with 10,000 words 10 MB, which a CPU's cache holds. A GPU wants
+# large blocks, and has the memory.
+LOSS_BLOCK, GPU_LOSS_BLOCK = 256, 4096
 
 # h and c, each (L, R, H).
 State = tuple[Tensor, Tensor]
@@ -88,34 +91,34 @@ class Decoder(nn.Module):
 
         Args:
             features: (N, E), one image feature per caption.
-            labels: (N, D) int64 word ids, 0-padded. Words after a 0 are targets too, as in the original's
-                LanguageModelCriterion; the first 0 is the END target, further ones are none.
+            labels: (N, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
+                original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
 
         Returns:
             The sum as a scalar, and the number of targets it is over.
         """
+        labels, device = labels.cpu(), features.device  # arranged on the CPU, so that a GPU never waits for it
         targets = caption_targets(labels, self.end_id)  # (N, D+1)
-        steps = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+        steps = torch.arange(1, targets.shape[1] + 1)
         lengths = torch.where(targets > 0, steps, 0).amax(dim=1) + 1  # steps a caption needs, the image's among them
-        # Longest first: then the captions still running at step t are the first batch_sizes[t] rows, and the LSTM
-        # and the output layer never see a step after the last target.
+        # Longest first: then the captions still running at step t are the first counts[t] rows, and the LSTM and the
+        # output layer never see a step after the last target.
         order = lengths.argsort(descending=True, stable=True)
         lengths, targets = lengths[order], targets[order]
-        batch_sizes = (lengths.unsqueeze(0) > torch.arange(int(lengths[0]), device=lengths.device).unsqueeze(1)).sum(1)
-        counts = batch_sizes.tolist()
+        counts = (lengths.unsqueeze(0) > torch.arange(int(lengths[0])).unsqueeze(1)).sum(1).tolist()
 
         inputs = F.pad(labels[order], (1, 0), value=self.end_id).clamp(min=1)  # (N, D+1): START, then the words
         running = [slice(0, count) for count in counts[1:]]
         tokens = torch.cat([inputs[rows, t] for t, rows in enumerate(running)])  # (P,) step by step
         targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
+        order, tokens = order.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
         words = torch.cat([features[order], self.embedding(tokens - 1)])
-        hidden = self.lstm(PackedSequence(words, batch_sizes.cpu()))[0].data[counts[0] :]  # (P, H) without image step
-        if not (targets > 0).all():  # only captions with a 0 amid their words have steps without a target here
-            hidden, targets = hidden[targets > 0], targets[targets > 0]
-        total = _OutputLoss.apply(
-            self._dropout(hidden), self.output.weight, self.output.bias, targets - 1, torch.is_grad_enabled()
-        )
-        return total, len(targets)
+        hidden = self._run_lstm(words, counts)[counts[0] :]  # (P, H), without the image step
+        has_target = targets > 0
+        if not has_target.all():  # only captions with a 0 amid their words have steps without a target here
+            hidden, targets = hidden[has_target.to(device)], targets[has_target]
+        columns = (targets - 1).to(device, non_blocking=True)
+        return output_loss(self._dropout(hidden), self.output.weight, self.output.bias, columns), len(targets)
 
     def start(self, features: Tensor) -> State:
         """State after the image step, for features (R, E); the next token to feed is START."""
@@ -144,9 +147,7 @@ class Decoder(nn.Module):
         """
         h, c = [], []
         for layer in range(self.lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = (
-                getattr(self.lstm, f"{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
+            w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
             gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
             i, f, g, o = _widen(gates).chunk(4, dim=1)
             cell = f.sigmoid() * state[1][layer] + i.sigmoid() * g.tanh()
@@ -155,51 +156,81 @@ class Decoder(nn.Module):
             c.append(cell)
         return torch.stack(h), torch.stack(c)
 
+    def _run_lstm(self, inputs: Tensor, counts: list[int]) -> Tensor:
+        """Hidden states (P, H) of the last layer for inputs (P, E), counts[t] rows of which belong to step t."""
+        if inputs.device.type != "cpu":
+            return self.lstm(PackedSequence(inputs, torch.tensor(counts)))[0].data
+        for layer in range(self.lstm.num_layers):
+            w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
+            inputs = lstm_layer(inputs if layer == 0 else self._dropout(inputs), w_ih, w_hh, b_ih + b_hh, counts)
+        return inputs
+
+    def _lstm_weights(self, layer: int) -> list[Tensor]:
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return [getattr(self.lstm, f"{kind}_l{layer}") for kind in kinds]
+
     def _dropout(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.drop_prob, self.training)
+        if not self.training or self.drop_prob == 0:
+            return hidden
+        # On a CPU these numbers take a quarter of the time that F.dropout's own take.
+        kept = torch.rand(hidden.shape, device=hidden.device) >= self.drop_prob
+        return hidden * (kept / (1 - self.drop_prob)).to(hidden.dtype)
+
+
+def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+    """Summed cross-entropy of a linear layer's logits; under autocast the products are in its format, sums are wider.
+
+    Args:
+        hidden: (P, H).
+        weight: (C, H).
+        bias: (C,).
+        columns: (P,) int64 in 0..C-1, the right answers.
+
+    Returns:
+        A scalar, float32 or wider.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _OutputLoss.apply(hidden.to(dtype), weight.to(dtype), _widen(bias), columns, torch.is_grad_enabled())
 
 
 class _OutputLoss(torch.autograd.Function):
-    """Summed cross-entropy of a linear layer, which computes the gradients of its logits along with the loss.
+    """The logits (P, C) are by far the largest tensor of a training step.
 
-    The logits (P, V+1) are by far the largest tensor of a training step. Here they exist in blocks that fit into the
-    cache, and become their own gradient in place, instead of being written and read anew by log-softmax, the loss and
-    the backward of both. Under autocast the products are in its format and the rest is float32, as with torch's own
-    layers.
+    They become their own gradient in place, in blocks that fit into the cache, instead of being written and read anew
+    by log-softmax, the loss and the backward of both.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, grads: bool) -> Tensor:
-        """For hidden (P, H), weight (C, H), bias (C,) and columns targets (P,): the scalar sum."""
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        with torch.autocast(device, enabled=False):
-            ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
-            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-            wide = torch.promote_types(dtype, torch.float32)
-            total = hidden.new_zeros((), dtype=wide)
-            d_logits = hidden.new_empty(len(hidden) if grads else 0, len(weight))
-            for start in range(0, len(hidden), LOSS_BLOCK):
-                rows = slice(start, start + LOSS_BLOCK)
-                logits = torch.addmm(bias, hidden[rows], weight.t()).to(wide)
-                columns = targets[rows].unsqueeze(1)
-                logits -= logits.amax(1, keepdim=True)
-                total -= logits.gather(1, columns).sum()
-                sums = logits.exp_().sum(1, keepdim=True)
-                total += sums.log().sum()
-                if grads:
-                    logits /= sums
-                    logits.scatter_add_(1, columns, logits.new_full(columns.shape, -1.0))
-                    d_logits[rows] = logits
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, grads: bool) -> Tensor:
+        total, d_bias = bias.new_zeros(()), torch.zeros_like(bias)
+        d_logits = hidden @ weight.t() if grads else None
+        size = LOSS_BLOCK if hidden.device.type == "cpu" else GPU_LOSS_BLOCK
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            block = hidden[rows] @ weight.t() if d_logits is None else d_logits[rows]
+            logits, answers = block.to(bias.dtype), columns[rows].unsqueeze(1)
+            logits += bias
+            logits -= logits.amax(1, keepdim=True)
+            total -= logits.gather(1, answers).sum()
+            sums = logits.exp_().sum(1, keepdim=True)
+            total += sums.log().sum()
             if grads:
-                ctx.save_for_backward(d_logits @ weight, d_logits.t() @ hidden, d_logits.sum(0, dtype=wide))
+                logits /= sums
+                logits.scatter_add_(1, answers, logits.new_full(answers.shape, -1.0))
+                d_bias += logits.sum(0)
+                block.copy_(logits)
+        if grads:
+            ctx.save_for_backward(d_logits, d_bias, hidden, weight)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *(gradient.to(dtype) * d_total.to(dtype) for gradient, dtype in gradients), None, None
+        d_logits, d_bias, hidden, weight = ctx.saved_tensors
+        d_weight = d_logits.t() @ (hidden * d_total.to(hidden.dtype))  # scaled where it is small
+        return (d_logits @ weight) * d_total.to(hidden.dtype), d_weight, d_bias * d_total, None, None
 
 
 def caption_targets(labels: Tensor, end_id: int) -> Tensor:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 # Data flow down this list; a part imports only parts above it. A package is one part.
 ORDER = """
     errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
-    encoder decoder model search optim device features metrics evaluate likelihood results vis checkpoint convert
+    encoder lstm decoder model alarms search optim device features metrics evaluate likelihood results vis checkpoint convert
     transfer sources training validation runs recipes cli
 """.split()
 
