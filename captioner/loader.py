@@ -40,9 +40,14 @@ class Batch:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read: name, reason
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`; copies overlap with computation where memory is pinned."""
+        """The same batch with its tensors on `device`; copies overlap with computation where memory is pinned.
+
+        Labels stay on the CPU: the decoder arranges them there.
+        """
         moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "labels"
         }
         return Batch(**{**vars(self), **moved})
 

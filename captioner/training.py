@@ -119,9 +119,8 @@ class Trainer:
             for piece in batch.split(self.pieces):
                 loss_sum, num_targets = self._loss_sum(piece.to(self.device), finetune)
                 loss_sum.backward()
-                totals += torch.stack(
-                    [loss_sum.detach().double(), torch.as_tensor(num_targets, device=self.device).double()]
-                )
+                totals[0] += loss_sum.detach()
+                totals[1] += num_targets
         except torch.OutOfMemoryError:
             return None  # the handler is left before the next attempt: its traceback keeps activations alive
         return totals
@@ -151,7 +150,7 @@ class Trainer:
         for parameter in self.cnn_parameters:
             parameter.requires_grad_(finetune)
 
-    def _loss_sum(self, batch: Batch, finetune: bool) -> tuple[Tensor, Tensor | int]:
+    def _loss_sum(self, batch: Batch, finetune: bool) -> tuple[Tensor, int]:
         assert batch.labels is not None and batch.image_of_caption is not None
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if batch.features is not None:
