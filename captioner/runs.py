@@ -48,7 +48,12 @@ class RunFiles:
                 log.info("an earlier run's %s is now %s", path.name, previous.name)
 
     def save_checkpoints(self, record: Checkpoint, trainer: Trainer, better: bool) -> None:
-        """Write the report and the last checkpoint, and the best one if this is `better` than all before."""
+        """Write the report and the last checkpoint, and the best one if this is `better` than all before.
+
+        Raises:
+            InputError: the weights are not finite, or a file cannot be written; those of before are still there.
+        """
+        trainer.require_sound_weights(record.iteration)
         if trainer.processes.is_main:
             record.state_dict = trainer.model.state_dict()
             if better:
@@ -57,8 +62,13 @@ class RunFiles:
             write_report(self.report, record)
 
     def save_state(self, record: Checkpoint, trainer: Trainer, monitor: LossMonitor) -> None:
-        """Write the resume state, after making sure that the weights are sound."""
+        """Write the resume state, after making sure that loss and weights are sound.
+
+        Raises:
+            InputError: they are not, or the file cannot be written; that of before is still there.
+        """
         monitor.flush()
+        trainer.require_sound_weights(record.iteration)
         if trainer.processes.is_main:
             record.state_dict = trainer.model.state_dict()
             save_resume_state(self.resume, ResumeState(record, trainer.optimizer_states(), monitor.first))

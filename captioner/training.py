@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captioner.alarms import LossTrend
 from captioner.device import Processes
 from captioner.errors import InputError
 from captioner.loader import Batch
@@ -176,6 +177,19 @@ class Trainer:
             _set_rate(self.cnn_optimizer, self.cnn_rule.learning_rate * rate_factor)
             self.cnn_optimizer.step()
 
+    def require_sound_weights(self, iteration: int) -> None:
+        """Refuse weights that are not finite: a gradient can be so while the loss does not show it yet.
+
+        Raises:
+            InputError: an update has destroyed the weights.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not all(bool(extreme.isfinite()) for extreme in parameter.detach().aminmax()):
+                raise InputError(
+                    f"iteration {iteration}: {name} holds values that are not finite",
+                    remedy="the last saved state is good: lower --learning_rate, then --resume auto",
+                )
+
     def optimizer_states(self) -> dict[str, Any]:
         """Plain types and tensors for the resume state; `pieces` too, since dropout draws anew for each of them."""
         states: dict[str, Any] = {"lm": self.lm_optimizer.state_dict(), "pieces": [self.accumulate, self.pieces]}
@@ -215,12 +229,19 @@ class LossMonitor:
         history: iteration → loss; filled every `log_every` iterations.
         first: the run's first loss, where it was resumed.
         describe: names the batch of an iteration, for the error.
+        trend: warns of a loss that does not fall.
     """
 
     def __init__(
-        self, history: dict[int, float], first: float | None, log_every: int, describe: Callable[[int], str]
+        self,
+        history: dict[int, float],
+        first: float | None,
+        log_every: int,
+        describe: Callable[[int], str],
+        trend: LossTrend,
     ) -> None:
         self.history, self.first, self.log_every, self.describe = history, first, log_every, describe
+        self.trend = trend
         self._pending: tuple[int, Tensor] | None = None
 
     def note(self, iteration: int, loss: Tensor) -> None:
@@ -250,5 +271,6 @@ class LossMonitor:
                 f"iteration {iteration}: the loss exploded from {self.first:.3f} to {loss:.3f}",
                 remedy="the last saved state is good; lower --learning_rate",
             )
+        self.trend.add(iteration, loss)
         if iteration % self.log_every == 0:
             self.history[iteration] = loss

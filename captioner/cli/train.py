@@ -77,6 +77,10 @@ def files_of(opt: argparse.Namespace, stage: int | None = None) -> "RunFiles":
 
 def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Processes", stop: "StopRequest") -> int:
     """Train until the last iteration (or forever), resumable at any time; returns the exit code."""
+    import numpy as np
+    import torch
+
+    from captioner.alarms import LossTrend, warn_of_pixels
     from captioner.checkpoint import build_model
     from captioner.dataset import Dataset
     from captioner.device import training_dtype
@@ -115,6 +119,9 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
         later = [files_of(opt, stage) for stage in recipes.STAGES if opt.stage and stage > opt.stage]
         for earlier_run in (files, *later):
             earlier_run.keep_previous()
+        if opt.cnn_model != "random" or opt.start_from:
+            few = train_indices[:: math.ceil(len(train_indices) / 4)]
+            warn_of_pixels(model, torch.from_numpy(np.stack([dataset.images[int(i)] for i in few])))
     features = load_features(opt, trainer, dataset)
     batches = TrainingBatches(
         dataset,
@@ -140,7 +147,8 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
         features=features,
     )
     first_loss = resumed.first_loss if resumed else None
-    monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe)
+    trend = LossTrend(record.config.vocab_size)
+    monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe, trend)
     progress = Progress(len(train_indices), opt.batch_size)
     log.info("%s", summary(model, dataset, len(train_indices), device, processes))
 
