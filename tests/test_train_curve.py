@@ -5,8 +5,8 @@ the rule by which captions were made shows in the 8 validation and test images t
 can be made.
 
 Curves differ by the data drawn, initial values and dropout. The window means of seven runs of ours, each with data and
-a seed of its own, spread by 0.02 to 0.05 (standard deviation), and lie -0.06 to +0.16 from the original's. BAND is three
-standard deviations of a difference of two such runs. Half the learning rate is off by 0.73, twice by 0.42.
+a seed of its own, spread by 0.02 to 0.05 (standard deviation), and lie -0.06 to +0.16 from the original's. BAND is
+three standard deviations of a difference of two such runs. Half the learning rate is off by 0.73, twice by 0.42.
 """
 
 import json
