@@ -16,6 +16,7 @@ from captioner.checkpoint import (
     save_resume_state,
     write_report,
 )
+from captioner.events import EventLog
 from captioner.loader import Batch
 from captioner.training import LossMonitor, Trainer
 
@@ -37,6 +38,7 @@ class RunFiles:
         self.last = folder / f"model_id{run_id}_last.pt"
         self.resume = folder / f"model_id{run_id}_resume.pt"
         self.report = folder / f"model_id{run_id}.json"
+        self.events = folder / f"model_id{run_id}_tensorboard"
         self._state_saved_at = time.monotonic()
 
     def keep_previous(self) -> None:
@@ -80,10 +82,14 @@ class RunFiles:
 
 
 class Progress:
-    """Log lines with the speed since the last one and how much of the time went into waiting for data."""
+    """Log lines with the speed since the last one and how much of the time went into waiting for data.
 
-    def __init__(self, images_per_epoch: int, batch_size: int) -> None:
-        self.images_per_epoch, self.batch_size = images_per_epoch, batch_size
+    Args:
+        events: takes the losses too.
+    """
+
+    def __init__(self, images_per_epoch: int, batch_size: int, events: EventLog | None = None) -> None:
+        self.images_per_epoch, self.batch_size, self.events = images_per_epoch, batch_size, events
         self._since, self._iteration, self._waited = time.monotonic(), -1, 0.0
 
     def next(self, stream: Iterator[Batch]) -> Batch:
@@ -95,6 +101,8 @@ class Progress:
 
     def report(self, iteration: int, loss: float) -> None:
         """Log an iteration's loss."""
+        if self.events:
+            self.events.loss(iteration, loss)
         now = time.monotonic()
         seconds, iterations = now - self._since, iteration - self._iteration
         waiting = self._waited / seconds

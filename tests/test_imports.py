@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 ORDER = """
     errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
     encoder lstm decoder model alarms search optim device features metrics evaluate likelihood results vis checkpoint convert
-    transfer sources alarms training validation runs recipes cli
+    transfer sources alarms events training validation runs recipes cli
 """.split()
 
 COMMANDS = sorted(

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 AGREE_EVERY = 10  # iterations between two rounds in which several processes ask each other whether to stop
 # Options that may differ between a run and its continuation without a word.
 UNRELATED_TO_THE_RESULT = {
-    "resume", "stages", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every"
+    "resume", "stages", "num_workers", "gpuid", "backend", "max_iters", "epochs", "losses_log_every", "tensorboard"
 }  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
     from captioner.checkpoint import build_model
     from captioner.dataset import Dataset
     from captioner.device import training_dtype
+    from captioner.events import EventLog
     from captioner.loader import TrainingBatches, prefetch
     from captioner.optim import learning_rate
     from captioner.runs import Progress
@@ -149,7 +150,8 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
     first_loss = resumed.first_loss if resumed else None
     trend = LossTrend(record.config.vocab_size)
     monitor = LossMonitor(record.loss_history, first_loss, opt.losses_log_every, batches.describe, trend)
-    progress = Progress(len(train_indices), opt.batch_size)
+    events = EventLog(files.events, record) if opt.tensorboard and processes.is_main else None
+    progress = Progress(len(train_indices), opt.batch_size, events)
     log.info("%s", summary(model, dataset, len(train_indices), device, processes))
 
     stopping = 0
@@ -160,6 +162,8 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
             better = validate(record)
             files.save_checkpoints(record, trainer, better)
             files.save_state(record, trainer, monitor)
+            if events:
+                events.validation(record)
         if processes.size == 1 or iteration % AGREE_EVERY == 0:
             stopping = processes.largest(stop.signal)
         if finished or stopping or files.state_is_old():
@@ -183,6 +187,8 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
             monitor.flush()
             progress.report(iteration, record.loss_history[iteration])
 
+    if events:
+        events.close()
     if stopping:
         log.info("stopped at iteration %d; repeat the command with --resume auto to go on", record.iteration)
         return 128 + stopping

@@ -105,6 +105,9 @@ def build_parser() -> Parser:
     evaluation.add_argument("--checkpoint_path", default="", help="folder for checkpoints; empty is the current one")
     evaluation.add_argument("--language_eval", type=flag, default="0", help="choose the best checkpoint by CIDEr")
     evaluation.add_argument("--losses_log_every", type=positive, default=25, help="iterations between logged losses")
+    evaluation.add_argument(
+        "--tensorboard", type=flag, default="0", help="also write curves for TensorBoard, beside the checkpoints"
+    )
     evaluation.add_argument("--id", default="", help="name of this run, part of its file names")
     machine = p.add_argument_group("machine")
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
