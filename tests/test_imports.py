@@ -13,14 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 # Data flow down this list; a part imports only parts above it. A package is one part.
 ORDER = """
     errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
-    encoder lstm decoder model alarms search optim device features metrics evaluate likelihood results vis checkpoint convert
-    transfer sources alarms events training validation runs recipes cli
+    encoder lstm decoder model int8 search optim device features metrics evaluate likelihood results vis
+    checkpoint inference convert transfer sources alarms events training validation plan runs recipes cli
 """.split()
 
 COMMANDS = sorted(
-    path.stem
-    for path in (PACKAGE / "cli").glob("*.py")
-    if path.stem != "__init__" and not path.stem.endswith("options")
+    path.stem for path in (PACKAGE / "cli").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
 )
 
 

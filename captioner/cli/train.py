@@ -1,7 +1,6 @@
 """caption-train: train a captioning model (original: train.lua)."""
 
 import argparse
-import dataclasses
 import itertools
 import logging
 import math
@@ -12,19 +11,26 @@ from typing import TYPE_CHECKING
 from captioner import recipes
 from captioner.cli.options import run
 from captioner.cli.train_options import build_parser, check_options, stages_of
-from captioner.errors import InputError
+from captioner.cli.train_setup import (
+    files_of,
+    fresh_checkpoint,
+    last_iteration,
+    load_features,
+    make_trainer,
+    plan,
+    require_matching,
+    validation_images,
+)
 from captioner.files import require_writable_folder
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
-    import numpy as np
     import torch
 
-    from captioner.checkpoint import Checkpoint, ResumeState
+    from captioner.checkpoint import ResumeState
     from captioner.dataset import Dataset
     from captioner.device import Processes
     from captioner.model import CaptionModel
-    from captioner.runs import RunFiles, StopRequest
-    from captioner.training import Trainer
+    from captioner.runs import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +55,10 @@ def train(stages: list[argparse.Namespace]) -> int:
         check_options(opt)
     keep_freed_memory()
     device = choose_device(stages[0].gpuid)
+    if stages[0].plan:
+        for line in plan(stages, device):
+            print(line, flush=True)
+        return 0
     with process_group(device) as processes, StopRequest() as stop:
         for opt in stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
@@ -64,15 +74,6 @@ def stages_to_do(stages: list[argparse.Namespace]) -> list[argparse.Namespace]:
     for opt in stages[: max(begun, default=0)]:
         log.info("stage %d is done", opt.stage)
     return stages[max(begun, default=0) :]
-
-
-def files_of(opt: argparse.Namespace, stage: int | None = None) -> "RunFiles":
-    """The files of a run; those of a stage of it, by default its own, carry the stage's number in their names."""
-    from captioner.runs import RunFiles
-
-    stage = stage or opt.stage
-    folder = require_writable_folder(opt.checkpoint_path or ".", "checkpoints")
-    return RunFiles(folder, opt.id + (f"_stage{stage}" if stage else ""))
 
 
 def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Processes", stop: "StopRequest") -> int:
@@ -95,19 +96,15 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
         opt.start_from = str(files_of(opt, 1).best)
     if opt.preset:
         log.info("%s", recipes.describe(opt.preset, opt.stage, vars(opt)))
+    require_writable_folder(opt.checkpoint_path or ".", "checkpoints")
     files = files_of(opt)
     dataset = Dataset.open(opt.input_h5, opt.input_json)
     train_indices = dataset.captioned_indices("train")
-    val_indices = dataset.captioned_indices("val")
-    if opt.val_images_use >= 0:
-        val_indices = val_indices[: opt.val_images_use]
-    last_iteration = opt.max_iters
-    if opt.epochs > 0:
-        last_iteration = math.ceil(opt.epochs * len(train_indices) / opt.batch_size)
+    last = last_iteration(opt, len(train_indices))
     resumed = find_resume_state(opt, files.resume)
     record = resumed.checkpoint if resumed else fresh_checkpoint(opt, dataset)
     require_matching(record, dataset, opt)
-    if 0 <= last_iteration <= record.iteration and record.iteration in record.val_loss_history:
+    if last is not None and record.iteration >= last and record.iteration in record.val_loss_history:
         log.info("done already: %d iterations; best model: %s", record.iteration, files.best)
         return 0
     model = build_model(record).to(device)
@@ -142,7 +139,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
     validate = Validation(
         trainer,
         dataset,
-        val_indices,
+        validation_images(opt, dataset),
         language_eval=opt.language_eval,
         num_workers=opt.num_workers,
         features=features,
@@ -156,7 +153,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
 
     stopping = 0
     for iteration in itertools.count(record.iteration):
-        finished = 0 <= last_iteration <= iteration
+        finished = last is not None and iteration >= last
         if (iteration % opt.save_checkpoint_every == 0 or finished) and iteration not in record.val_loss_history:
             monitor.flush()
             better = validate(record)
@@ -211,108 +208,6 @@ def find_resume_state(opt: argparse.Namespace, own: Path) -> "ResumeState | None
         )
     state.checkpoint.opt = vars(opt).copy()
     return state
-
-
-def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint":
-    """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
-    import torch
-
-    from captioner.checkpoint import Checkpoint, bundled_model_path, load_checkpoint
-    from captioner.convert.torchvision import read_cnn_weights
-    from captioner.model import CaptionModel, ModelConfig
-    from captioner.transfer import grow_vocab
-
-    decoding = {"suppress_unk": 1}
-    if opt.start_from:
-        if opt.stage == 2 and not Path(opt.start_from).exists():
-            raise InputError(
-                f"{opt.start_from}: no such file, and stage 2 starts from the best model of stage 1",
-                remedy="run --stages 1,2, or name a model with --start_from",
-            )
-        start = load_checkpoint(bundled_model_path() if opt.start_from == "bundled" else opt.start_from)
-        if opt.grow_vocab:
-            start = grow_vocab(start, dataset.vocab, dataset.max_length, opt.seed)
-        config = dataclasses.replace(start.config, drop_prob_lm=opt.drop_prob_lm)
-        return Checkpoint(config, start.vocab, start.state_dict, opt=vars(opt).copy(), decoding=decoding)
-    weights = read_cnn_weights(opt.cnn_model, opt.cnn_layer, opt.cnn_pixels)
-    config = ModelConfig(
-        vocab_size=dataset.vocab.size,
-        max_length=dataset.max_length,
-        encoding_size=opt.input_encoding_size,
-        rnn_size=opt.rnn_size,
-        num_layers=opt.num_layers,
-        drop_prob_lm=opt.drop_prob_lm,
-        cnn_layer=opt.cnn_layer,
-        cnn_pixels=weights.pixels,
-        conv_widths=weights.conv_widths,
-        **({"fc_width": weights.fc_width} if weights.fc_width else {}),
-    )
-    torch.manual_seed(opt.seed)
-    model = CaptionModel(config)
-    model.encoder.load_state_dict(weights.state, strict=False)
-    return Checkpoint(config, dataset.vocab, model.state_dict(), opt=vars(opt).copy(), decoding=decoding)
-
-
-def require_matching(record: "Checkpoint", dataset: "Dataset", opt: argparse.Namespace) -> None:
-    """The model's words must be the data set's, and its captions no longer than the labels."""
-    move = ", or move it to this data with --start_from and --grow_vocab 1"
-    if record.vocab != dataset.vocab:
-        raise InputError(
-            f"{opt.input_json}: its {dataset.vocab.size} words are not the model's {record.vocab.size} words",
-            remedy="prepare the data with the model's vocabulary" + move,
-        )
-    if record.config.max_length != dataset.max_length:
-        raise InputError(
-            f"{opt.input_h5}: labels have {dataset.max_length} words, the model {record.config.max_length}",
-            remedy="prepare the data with the model's --max_length" + move,
-        )
-
-
-def make_trainer(
-    opt: argparse.Namespace, model: "CaptionModel", dtype: "torch.dtype", processes: "Processes"
-) -> "Trainer":
-    """The update rules as the options name them."""
-    from captioner.training import Rule, Trainer
-
-    epsilon = opt.optim_epsilon
-    cnn_rule = Rule(opt.cnn_optim, opt.cnn_learning_rate, opt.cnn_optim_alpha, opt.cnn_optim_beta, epsilon)
-    return Trainer(
-        model,
-        lm_rule=Rule(opt.optim, opt.learning_rate, opt.optim_alpha, opt.optim_beta, epsilon),
-        cnn_rule=cnn_rule if opt.finetune_cnn_after >= 0 else None,
-        finetune_from_block=opt.finetune_cnn_layers,
-        grad_clip=opt.grad_clip,
-        cnn_weight_decay=opt.cnn_weight_decay,
-        accumulate=opt.accumulate,
-        dtype=dtype,
-        seed=opt.seed,
-        processes=processes,
-    )
-
-
-def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset") -> "np.ndarray | None":
-    """The cached CNN features, computed by the main process if need be; None without --cache_features."""
-    from captioner.device import inference_dtype
-    from captioner.features import cached_features
-
-    if not opt.cache_features:
-        return None
-    folder = Path(opt.input_h5).resolve().parent
-
-    def load() -> "np.ndarray":
-        return cached_features(
-            trainer.model,
-            dataset,
-            folder,
-            crops=opt.cache_features,
-            device=trainer.device,
-            dtype=inference_dtype(opt.precision, trainer.device),
-            num_workers=opt.num_workers,
-        )
-
-    features = load() if trainer.processes.is_main else None
-    trainer.processes.wait()
-    return load() if features is None else features
 
 
 def summary(

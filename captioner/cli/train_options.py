@@ -110,6 +110,12 @@ def build_parser() -> Parser:
     )
     evaluation.add_argument("--id", default="", help="name of this run, part of its file names")
     machine = p.add_argument_group("machine")
+    machine.add_argument(
+        "--plan",
+        type=flag,
+        default="0",
+        help="1: only say what the run would take in parameters, memory, disk and time; nothing is written",
+    )
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
     machine.add_argument("--seed", type=non_negative, default=123, help="random number seed")
     machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
