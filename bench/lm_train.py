@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.timing import interleave, milliseconds, ratio
-from captioner.decoder import Decoder, caption_targets
-from captioner.device import keep_freed_memory
-from captioner.optim import clip_elementwise, make_optimizer
+from captioner.decoder import caption_targets
+from captioner.device import Processes, keep_freed_memory
+from captioner.loader import Batch
+from captioner.model import CaptionModel, ModelConfig
+from captioner.training import Rule, Trainer
 
 V, WIDTH, IMAGES, CAPTIONS, LONGEST = 9567, 512, 16, 5, 16
 ORIGINAL_MS = 496
@@ -26,10 +28,10 @@ def run() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     features = torch.rand(IMAGES, WIDTH, device=device)
-    labels = coco_like_labels().to(device)
+    labels = coco_like_labels()
     contenders = {
-        "plain, fp32": plain_iteration(features, labels, torch.float32),
-        "plain, bf16 autocast": plain_iteration(features, labels, torch.bfloat16),
+        "plain, fp32": plain_iteration(features, labels.to(device), torch.float32),
+        "plain, bf16 autocast": plain_iteration(features, labels.to(device), torch.bfloat16),
         "captioner, fp32": our_iteration(features, labels, torch.float32),
         "captioner, bf16 autocast": our_iteration(features, labels, torch.bfloat16),
     }
@@ -51,23 +53,29 @@ def coco_like_labels() -> Tensor:
     return words * (torch.arange(LONGEST) < lengths)
 
 
-def our_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    decoder = Decoder(V, WIDTH, WIDTH).to(features.device)
-    optimizer = make_optimizer("adam", decoder.parameters(), lr=4e-4, alpha=0.8, beta=0.999, eps=1e-8)
+def our_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    """What caption-train runs for a batch with cached features."""
+    config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=(1,) * 12 + (WIDTH,))
+    trainer = Trainer(
+        CaptionModel(config).to(features.device),
+        lm_rule=Rule("adam", learning_rate=4e-4, alpha=0.8, beta=0.999, epsilon=1e-8),
+        cnn_rule=None,
+        finetune_from_block=1,
+        grad_clip=0.1,
+        cnn_weight_decay=0.0,
+        accumulate=1,
+        dtype=dtype,
+        seed=0,
+        processes=Processes(),
+    )
+    image_of_caption = torch.arange(IMAGES, device=features.device).repeat_interleave(CAPTIONS)
+    batch = Batch(
+        [{}] * IMAGES, list(range(IMAGES)), features=features, labels=labels, image_of_caption=image_of_caption
+    )
+    return lambda: trainer.step(batch, 0, rate_factor=1.0, finetune=False).item()
 
-    def iterate() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(features.device.type, dtype, enabled=dtype != torch.float32):
-            loss = decoder.loss(features.repeat_interleave(CAPTIONS, 0), labels)
-        loss.backward()
-        clip_elementwise(decoder.parameters(), 0.1)
-        optimizer.step()
-        loss.item()
 
-    return iterate
-
-
-def plain_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def plain_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], object]:
     """The same model, as one would write it down: every caption runs to the greatest length."""
     model = nn.ModuleDict(
         {"words": nn.Embedding(V + 1, WIDTH), "lstm": nn.LSTM(WIDTH, WIDTH), "output": nn.Linear(WIDTH, V + 1)}
