@@ -35,6 +35,11 @@ def reference(shared: Path) -> Path:
     return shared / "reference" / "neuraltalk2"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 TINY_WORDS = ["a", "picture", "red", "green", "blue", "grey", "all", "is", "it", "UNK"]
 TINY_SPLITS = ["train"] * 16 + ["val"] * 7 + ["test"] * 5

@@ -137,17 +137,18 @@ EVERY_KIND = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_batch_gives_what_single_images_give(kind, layers):
-    decoder = make_decoder(vocab_size=10, rnn=16, layers=layers, seed=3)
+def test_a_batch_gives_what_single_images_give(kind, layers, device):
+    decoder = make_decoder(vocab_size=10, rnn=16, layers=layers, seed=3).to(device)
     with torch.no_grad():  # captions that differ, and not only in length
         for parameter in decoder.parameters():
             parameter *= 4
-    features = 3 * torch.randn(16, 4, generator=torch.Generator().manual_seed(0)).double()
-    seeds = list(range(16))
+    features = 3 * torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).double().to(device)
+    seeds = list(range(64))
     batch = run(decoder, features, EVERY_KIND[kind], seeds=seeds)
-    singles = [run(decoder, features[i : i + 1], EVERY_KIND[kind], seeds=seeds[i : i + 1])[0] for i in range(16)]
+    singles = [run(decoder, features[i : i + 1], EVERY_KIND[kind], seeds=seeds[i : i + 1])[0] for i in range(64)]
     assert [[h.tokens for h in image] for image in batch] == [[h.tokens for h in image] for image in singles]
     for together, alone in zip(itertools.chain(*batch), itertools.chain(*singles), strict=True):
         assert together.word_logprobs == pytest.approx(alone.word_logprobs, abs=1e-5)

@@ -1,0 +1,74 @@
+"""Greedy, sampling and beam search over `step(tokens, state) -> (logprobs, state)`; knows no images and no words.
+
+All images and all their beams go through the network as one batch per step. Images whose result is certain leave the
+batch. Nothing in a step loops over images or beams.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.errors import InputError
+from captioner.search.beam import beam_search
+from captioner.search.options import Hypothesis, SearchOptions
+from captioner.search.paths import follow_paths
+from captioner.search.rules import Step
+
+__all__ = ["Hypothesis", "SearchOptions", "ensemble_step", "search"]
+
+
+@torch.inference_mode()
+def search(
+    step: Step,
+    state: Any,
+    *,
+    num_images: int,
+    vocab_size: int,
+    max_length: int,
+    options: SearchOptions,
+    seeds: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    """Find captions for a batch of images.
+
+    Args:
+        step: the network; it is fed START first.
+        state: its state after the image step, one row per image.
+        num_images: rows of `state`.
+        vocab_size: V.
+        max_length: no caption has more tokens, END counting as one.
+        options: how to search.
+        seeds: one per image, for sampling: an image and its seed alone decide what is drawn. Without them they are
+            drawn from torch's generator.
+
+    Returns:
+        For each image its hypotheses, best first: `n_best` of them, different from each other (samples may repeat).
+
+    Raises:
+        InputError: an id to suppress is no word.
+    """
+    for word in options.suppress:
+        if not 1 <= word <= vocab_size:
+            raise InputError(f"suppress {word}", expected=f"word ids from 1 to {vocab_size}")
+    if num_images == 0:
+        return []
+    if options.beam_size > 1 and not options.sample:
+        return beam_search(step, state, num_images, vocab_size, max_length, options)
+    if not options.sample:
+        seeds = None  # a greedy search draws nothing, whatever the caller offers
+    elif seeds is None:
+        seeds = torch.randint(2**62, (num_images,)).tolist()
+    return follow_paths(step, state, num_images, vocab_size, max_length, options, seeds)
+
+
+def ensemble_step(steps: Sequence[Step]) -> Step:
+    """One step that averages the probabilities of several networks; its state is the tuple of theirs."""
+
+    def step(tokens: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        results = [one(tokens, own) for one, own in zip(steps, state, strict=True)]
+        mean = torch.stack([logprobs for logprobs, _ in results]).logsumexp(0) - math.log(len(steps))
+        return mean, tuple(own for _, own in results)
+
+    return step

@@ -1,0 +1,179 @@
+"""Beam search, for all images and all their beams at once; diverse groups of beams (Vijayakumar et al. 2016).
+
+Shapes: N images still running, G groups of beams, W live beams per group (1 at first, then k), k beams per group
+at most, R = N * G * W rows of the network, V words. Ids are 1-based, END = START = V+1; id i is column i-1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.search.options import Hypothesis, SearchOptions
+from captioner.search.rules import History, Step, constrain, first_tensor, make_hypothesis, select_rows, topk
+
+
+@dataclass
+class _Candidates:
+    """k continuations per image (and group), best first; every field (N, k)."""
+
+    parent: Tensor  # live beam they continue
+    token: Tensor
+    logprob: Tensor  # of the token
+    score: Tensor  # sum over the caption, -inf for an empty slot
+
+
+@dataclass
+class _BeamStep:
+    """What one step decided: who lives on, and who ended here (score -inf: not ended). Every field (N, G, k)."""
+
+    images: np.ndarray
+    live: _Candidates
+    done: _Candidates
+
+
+def beam_search(
+    step: Step, state: Any, num_images: int, vocab_size: int, max_length: int, options: SearchOptions
+) -> list[list[Hypothesis]]:
+    end_id, groups, per_group = vocab_size + 1, options.groups, options.beam_size // options.groups
+    wanted = min(options.n_best, per_group)
+    tokens = first_tensor(state).new_full((num_images,), end_id, dtype=torch.long)
+    device = tokens.device
+    images = np.arange(num_images)
+    scores = torch.zeros(num_images, groups, 1, device=device)
+    best = torch.full((num_images, groups, wanted), -math.inf, device=device)  # finished captions so far, ranked
+    history = History(options, tokens)
+    # In units of one group's beams: where each group's rows begin.
+    first_row = torch.arange(num_images * groups, device=device).view(num_images, groups, 1)
+    trace: list[_BeamStep] = []
+    for t in range(max_length):
+        logprobs, state = step(tokens, state)
+        logprobs = constrain(logprobs, t, vocab_size, options, history)
+        # The first step has one row per image, which all groups share.
+        shape = (len(images), -1, scores.shape[2], end_id)
+        live, done = _extend(scores, logprobs.view(shape).expand(-1, groups, -1, -1), options, t == max_length - 1)
+        trace.append(_BeamStep(images, live, done))
+        if t == max_length - 1:
+            break
+
+        # A log-probability only falls, so an image is certain once the worst caption it may return beats the best
+        # that a live beam can still become, which is the longest one without further loss.
+        best = torch.cat([best, done.score / (t + 1) ** options.length_penalty], 2).topk(wanted).values
+        bound = live.score[..., 0] / max_length**options.length_penalty
+        certain = best[..., -1] >= bound
+        if per_group == 1:  # a single path has ended when it ends, whatever the ranking of lengths
+            certain |= done.score[..., 0] > -math.inf
+        if groups > 1:  # a group that is certain waits for the others without adding to their penalties
+            live.score.masked_fill_(certain.unsqueeze(2), -math.inf)
+        running = ~certain.all(1).cpu().numpy()
+        if not running.any():
+            break
+        # The first step had one row per image.
+        rows = first_row[: len(images)] * scores.shape[2] + live.parent if t else first_row // groups
+        rows = rows.expand(live.token.shape)
+        scores, tokens = live.score, live.token
+        if not running.all():
+            images = images[running]
+            kept = torch.from_numpy(running.nonzero()[0]).to(device)
+            best, scores, tokens, rows = best[kept], scores[kept], tokens[kept], rows[kept]
+        tokens, rows = tokens.flatten(), rows.flatten()
+        state = select_rows(state, rows)
+        history.select(rows)
+        history.append(tokens)
+    return _collect(trace, num_images, end_id, options)
+
+
+def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool) -> tuple[_Candidates, _Candidates]:
+    """Choose the beams of the next step and those that end, for scores (N, G, W) and logprobs (N, G, W, V+1)."""
+    if scores.shape[1] == 1:
+        return _extend_group(scores[:, 0], logprobs[:, 0], None, options, last)
+    chosen = torch.zeros_like(logprobs[:, 0, :1])  # (N, 1, V+1) how often earlier groups chose each word
+    pairs = []
+    for group in range(scores.shape[1]):
+        live, done = _extend_group(scores[:, group], logprobs[:, group], chosen, options, last)
+        for choice in (done,) if last else (live, done):
+            made = (choice.score > -math.inf).to(chosen.dtype)
+            chosen.scatter_add_(2, choice.token - 1, made)
+        pairs.append((live, done))
+    return _join([live for live, _ in pairs]), _join([done for _, done in pairs])
+
+
+def _extend_group(
+    scores: Tensor, logprobs: Tensor, chosen: Tensor | None, options: SearchOptions, last: bool
+) -> tuple[_Candidates, _Candidates]:
+    """As `_extend` for one group: scores (N, W), logprobs (N, W, V+1), chosen (N, 1, V+1)."""
+    per_group, columns = options.beam_size // options.groups, logprobs.shape[2]
+    ranked = logprobs if chosen is None else logprobs - options.group_penalty * chosen
+    # One more than needed per beam: END may be among them and does not live on.
+    values, ids = topk(ranked, min(per_group + 1, columns))  # (N, W, C)
+    width = ids.shape[2]
+    totals = (scores.unsqueeze(2) + values).flatten(1)
+    ends = (ids == columns - 1).flatten(1)
+
+    def candidates(totals: Tensor, count: int) -> tuple[Tensor, _Candidates]:
+        total, place = totals.topk(count)
+        parent, token = place // width, ids.flatten(1).gather(1, place) + 1
+        logprob = values.flatten(1).gather(1, place)
+        score = total
+        if chosen is not None:  # the penalty steers the choice only; scores stay the model's
+            logprob = logprobs.flatten(1).gather(1, parent * columns + token - 1)
+            score = torch.where(total > -math.inf, scores.gather(1, parent) + logprob, total)
+        return place, _Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
+
+    # END counts as found only if it is among the best k continuations, as in the original: else every empty or cut
+    # caption would compete, and one beam would not be greedy search.
+    place, done = candidates(totals, min(per_group, totals.shape[1]))
+    if options.keep_finished:
+        live = done
+    else:
+        live = candidates(totals.masked_fill(ends, -math.inf), min(per_group, len(scores[0]) * (width - 1)))[1]
+    if not last:
+        ended = ends.gather(1, place).unsqueeze(1)
+        done = _Candidates(done.parent, done.token, done.logprob, done.score.masked_fill(~ended, -math.inf))
+    return live, done
+
+
+def _join(groups: list[_Candidates]) -> _Candidates:
+    return _Candidates(*(torch.cat([getattr(g, name) for g in groups], 1) for name in _Candidates.__annotations__))
+
+
+def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: SearchOptions) -> list[list[Hypothesis]]:
+    """Walk back from every end, best first, until each image has its captions."""
+    places = np.full((len(trace), num_images), -1)
+    for t, record in enumerate(trace):
+        places[t, record.images] = np.arange(len(record.images))
+    live = [[getattr(record.live, name).tolist() for name in ("parent", "token", "logprob")] for record in trace]
+    ends: list[list[tuple[float, int, int, int, int, float]]] = [[] for _ in range(num_images)]
+    for t, record in enumerate(trace):
+        score = record.done.score.cpu().numpy()
+        found = (score > -math.inf).nonzero()
+        fields = [getattr(record.done, name).cpu().numpy()[found].tolist() for name in ("parent", "token", "logprob")]
+        ranks = (score[found] / (t + 1) ** options.length_penalty).tolist()
+        for image, rank, group, *end in zip(
+            record.images[found[0]].tolist(), ranks, found[1].tolist(), *fields, strict=True
+        ):
+            ends[image].append((rank, t, group, *end))
+
+    def walk(image: int, t: int, group: int, parent: int, token: int, logprob: float) -> Hypothesis:
+        tokens, logprobs = [token], [logprob]
+        for s in range(t - 1, -1, -1):
+            parents, ids, values = (field[places[s, image]][group] for field in live[s])
+            tokens.append(ids[parent])
+            logprobs.append(values[parent])
+            parent = parents[parent]
+        return make_hypothesis(tokens[::-1], logprobs[::-1], end_id)
+
+    results = []
+    for image, candidates in enumerate(ends):
+        captions: dict[tuple[int, ...], Hypothesis] = {}
+        for _, t, group, parent, token, logprob in sorted(candidates, reverse=True):
+            hypothesis = walk(image, t, group, parent, token, logprob)
+            if end_id not in hypothesis.tokens:  # a beam kept after its END has already been counted
+                captions.setdefault(hypothesis.tokens, hypothesis)
+            if len(captions) == options.n_best:
+                break
+        results.append(list(captions.values()))
+    return results

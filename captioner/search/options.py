@@ -1,0 +1,88 @@
+"""What a search is asked for, and what it finds."""
+
+import math
+from dataclasses import dataclass
+
+from captioner.errors import InputError
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Args:
+        beam_size: beams per image; 1 is greedy search.
+        sample: draw words at random instead; `beam_size` is then without meaning.
+        temperature: sampling divides the log-probabilities by it.
+        top_k: sampling draws among the k likeliest words only; 0: all.
+        top_p: sampling draws among the likeliest words that together reach this probability; 1.0: all.
+        length_penalty: finished captions are ranked by logprob / length**length_penalty, length counting the
+            words and END; 0.0 ranks by probability alone, 1.0 by the mean log-probability.
+        min_length: END is out of question before so many words, unless nothing else is left.
+        no_repeat_ngram: no sequence of so many words occurs twice in a caption; 0: no rule.
+        suppress: ids of words that are never chosen.
+        n_best: captions per image, best first; there may be fewer where the vocabulary is tiny.
+        groups: beams are split into so many groups; each avoids the words the groups before it chose at the same
+            step (diverse beam search, Vijayakumar et al. 2016).
+        group_penalty: what a group subtracts from a log-probability for each such choice; 0.0: independent groups.
+        keep_finished: for comparison with neuraltalk2: finished beams keep their slots and are continued.
+    """
+
+    beam_size: int = 2
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    length_penalty: float = 0.0
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    suppress: tuple[int, ...] = ()
+    n_best: int = 1
+    groups: int = 1
+    group_penalty: float = 0.5
+    keep_finished: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "n_best", "groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}", expected="1 or more")
+        for name in ("top_k", "length_penalty", "min_length", "no_repeat_ngram", "group_penalty"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} {getattr(self, name)}", expected="0 or more")
+        if not self.temperature > 0:
+            raise InputError(f"temperature {self.temperature}", expected="more than 0")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}", expected="more than 0, at most 1")
+        if self.sample:
+            return
+        if self.beam_size % self.groups:
+            raise InputError(
+                f"groups {self.groups} does not divide beam_size {self.beam_size}",
+                remedy="choose a beam_size that is a multiple of groups",
+            )
+        if self.n_best > self.beam_size:
+            raise InputError(
+                f"n_best {self.n_best} with beam_size {self.beam_size}", remedy=f"raise beam_size to {self.n_best}"
+            )
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One caption found by a search.
+
+    Args:
+        tokens: word ids, without END.
+        word_logprobs: the model's log-probability of each word, and of END if the caption reached it.
+        logprob: their sum (natural logarithm).
+        finished: it ends with END; False: it was cut off at the greatest length.
+    """
+
+    tokens: tuple[int, ...]
+    word_logprobs: tuple[float, ...]
+    logprob: float
+    finished: bool
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of its words and END: comparable between lengths, in 0..1."""
+        return math.exp(self.logprob / max(1, len(self.word_logprobs)))
