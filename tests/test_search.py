@@ -141,7 +141,7 @@ EVERY_KIND = {
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_batch_gives_what_single_images_give(kind, layers, device):
-    decoder = make_decoder(vocab_size=10, rnn=16, layers=layers, seed=3).to(device)
+    decoder = make_decoder(vocab_size=10, rnn=16, layers=layers, seed=2).to(device)
     with torch.no_grad():  # captions that differ, and not only in length
         for parameter in decoder.parameters():
             parameter *= 4
@@ -152,7 +152,7 @@ def test_a_batch_gives_what_single_images_give(kind, layers, device):
     assert [[h.tokens for h in image] for image in batch] == [[h.tokens for h in image] for image in singles]
     for together, alone in zip(itertools.chain(*batch), itertools.chain(*singles), strict=True):
         assert together.word_logprobs == pytest.approx(alone.word_logprobs, abs=1e-5)
-    assert len({h.tokens for image in batch for h in image}) > 5  # the comparison means something
+    assert len({h.tokens for image in batch for h in image}) > 10  # the comparison means something
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
