@@ -73,8 +73,10 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "language_eval": True,
         },
     },
-    # A few hundred photos teach no language: it comes from the bundled model, which needs no other weights either.
-    # The best model is chosen by the loss, since CIDEr over a few dozen photos says little.
+    # A few hundred photos teach no language: it comes from the bundled model, so that VGG16's weights are not needed
+    # either. (300 photos of Flickr8k alone: validation loss 3.5, the same 10 captions for 100 photos; from the bundled
+    # model 2.6 and 90.) Small steps, since twice this rate overfitted within an epoch; and the loss chooses the best
+    # model, since CIDEr over a few dozen photos is mostly chance.
     "small": {
         1: {
             **FROZEN,
@@ -84,7 +86,7 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "cache_features": 5,
             "epochs": 20.0,
             "batch_size": 16,
-            "learning_rate": 2e-4,
+            "learning_rate": 1e-4,
             "save_checkpoint_every": 25,
             "val_images_use": -1,
             "language_eval": False,
@@ -94,7 +96,7 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "finetune_cnn_layers": 5,
             "epochs": 5.0,
             "batch_size": 16,
-            "learning_rate": 1e-4,
+            "learning_rate": 5e-5,
             "cnn_learning_rate": 1e-5,
             "save_checkpoint_every": 25,
             "val_images_use": -1,

@@ -55,11 +55,12 @@ def train(stages: list[argparse.Namespace]) -> int:
         check_options(opt)
     keep_freed_memory()
     device = choose_device(stages[0].gpuid)
-    if stages[0].plan:
-        for line in plan(stages, device):
-            print(line, flush=True)
-        return 0
     with process_group(device) as processes, StopRequest() as stop:
+        if stages[0].plan:
+            for line in plan(stages, device, processes) if processes.is_main else ():
+                print(line, flush=True)
+            processes.wait()
+            return 0
         for opt in stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
             code = train_stage(opt, device, processes, stop)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,7 +145,7 @@ def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset
     return load() if features is None else features
 
 
-def plan(stages: list[argparse.Namespace], device: "torch.device") -> Iterator[str]:
+def plan(stages: list[argparse.Namespace], device: "torch.device", processes: "Processes") -> Iterator[str]:
     """What --plan 1 prints, line by line; nothing is written or fetched, and no state is looked for."""
     from captioner.dataset import Dataset
 
@@ -160,13 +159,13 @@ def plan(stages: list[argparse.Namespace], device: "torch.device") -> Iterator[s
             require_matching(record, dataset, opt)
         if opt.preset:
             yield recipes.describe(opt.preset, opt.stage, vars(opt))
-        yield from plan_stage(opt, record, dataset, device)
+        yield from plan_stage(opt, record, dataset, device, processes)
 
 
 def plan_stage(
-    opt: argparse.Namespace, record: "Checkpoint", dataset: "Dataset", device: "torch.device"
+    opt: argparse.Namespace, record: "Checkpoint", dataset: "Dataset", device: "torch.device", processes: "Processes"
 ) -> Iterator[str]:
-    """The plan of one stage: measure a few iterations, both with the CNN frozen and fine-tuned."""
+    """The plan of one stage: measure a few iterations of this process's share, with the CNN frozen and fine-tuned."""
     from captioner.checkpoint import build_model
     from captioner.device import Processes, inference_dtype, training_dtype
     from captioner.plan import Plan, measure, seconds_per_image, stand_in_features, validation_bytes
@@ -186,7 +185,7 @@ def plan_stage(
     features = None
     if opt.cache_features:
         features = stand_in_features(len(dataset.info), opt.cache_features, model.encoder.feature_size)
-    share = Processes(0, int(os.environ.get("WORLD_SIZE", "1"))).share(opt.batch_size)
+    share = len(processes.share(opt.batch_size))
     kinds = {}
     for name in ("frozen", "fine-tuning"):
         finetune = name == "fine-tuning"
@@ -197,7 +196,7 @@ def plan_stage(
             indices,
             finetune=finetune,
             features=None if finetune else features,
-            batch_size=len(share),
+            batch_size=share,
             seq_per_img=opt.seq_per_img,
             timed=name in used,
         )
@@ -205,7 +204,7 @@ def plan_stage(
         model,
         kinds,
         used,
-        batch_size=len(share),
+        batch_size=share,
         iterations_per_epoch=len(indices) / opt.batch_size,
         iterations=last_iteration(opt, len(indices)),
         feature_cache=0 if features is None else features.nbytes,
