@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 ORDER = """
     errors files text images jsonstream rawdata curate reading dataset prepare doctor loader
     encoder lstm decoder model int8 search optim device features metrics evaluate likelihood results vis
-    checkpoint inference convert transfer sources alarms events training validation plan runs recipes cli
+    checkpoint inference convert transfer sources alarms events training validation plan runs recipes
+    sweep sweep_results cli
 """.split()
 
 COMMANDS = sorted(

@@ -1,0 +1,103 @@
+"""caption-sweep: search for good training options (original: the scripts in cv/)."""
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from captioner.cli.options import Parser, non_negative, positive, run
+from captioner.cli.train_options import build_parser as train_parser
+from captioner.errors import InputError
+from captioner.files import require_writable_folder
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    p = Parser(
+        prog="caption-sweep",
+        description="Train with many settings of caption-train's options, chosen from ranges, and compare them. Repeat "
+        "the command to go on with a killed sweep, or with more --trials.",
+    )
+    p.add_argument("--ranges", required=True, metavar="F.toml", help="options that all trials share, and ranges")
+    p.add_argument("--folder", default="sweep", help="for checkpoints, logs, the study and the results")
+    p.add_argument("--trials", type=positive, default=20, help="trainings in all, those of earlier starts included")
+    p.add_argument("--gpus", default="", metavar="0,1,..", help="a worker on each; empty: on every GPU there is")
+    p.add_argument("--workers", type=positive, default=1, help="trainings at a time where there is no GPU")
+    p.add_argument("--sampler", choices=("random", "tpe"), default="random", help="tpe learns from the trials before")
+    p.add_argument("--seed", type=non_negative, default=123, help="of the choices")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `caption-sweep`."""
+    opt = build_parser().parse_args(argv)
+    return run("caption-sweep", lambda: sweep(opt))
+
+
+def sweep(opt: argparse.Namespace) -> int:
+    """Run the trials that are left; the table goes to stdout. Returns the exit code."""
+    from captioner.sweep import Sweep, Workers, alone_in, read_ranges
+    from captioner.sweep_results import markdown, write_results
+
+    known = [action.dest for action in train_parser()._actions]
+    ranges = read_ranges(Path(opt.ranges), known)
+    folder = require_writable_folder(opt.folder, "a sweep")
+    with alone_in(folder) as lock:
+        study = Sweep(folder, ranges, opt.sampler, opt.seed)
+        workers = Workers(study, devices_of(opt), lock)
+        table = write_results(study)
+        with Interruption() as interruption:
+            try:
+                for _ in workers.run(opt.trials):
+                    table = write_results(study)
+            except KeyboardInterrupt:
+                workers.stop()
+                return 128 + interruption.number
+    print(markdown(table))
+    if not any(row["state"] == "done" for row in table):
+        raise InputError("no trial succeeded", remedy=f"see the reasons above and the logs in {folder}")
+    return 0
+
+
+class Interruption:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and remembers it; ignores more, since saving takes time."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self.number:
+            self.number = number
+            raise KeyboardInterrupt
+
+
+def devices_of(opt: argparse.Namespace) -> list[int]:
+    """The --gpuid of each worker.
+
+    Raises:
+        InputError: --gpus is no list of numbers.
+    """
+    if opt.gpus:
+        try:
+            return [int(number) for number in opt.gpus.split(",")]
+        except ValueError:
+            raise InputError(f"--gpus is {opt.gpus!r}", expected="numbers separated by commas, as 0,1,2") from None
+    import torch
+
+    return list(range(torch.cuda.device_count())) or [-1] * opt.workers
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
