@@ -19,6 +19,7 @@ from captioner.model import CaptionModel, ModelConfig
 from captioner.text import Vocab
 
 FORMAT_VERSION = 1
+ASSETS = Path(str(resources.files("captioner"))) / "assets"  # what comes with the package
 BUNDLED_MODEL = "captioner-flickr8k.pt"
 
 StorageType = Literal["float32", "float16", "int8"]
@@ -52,7 +53,7 @@ def bundled_model_path() -> Path:
     Raises:
         InputError: this installation carries none.
     """
-    path = Path(str(resources.files("captioner"))) / "assets" / BUNDLED_MODEL
+    path = ASSETS / BUNDLED_MODEL
     if not path.is_file():
         raise InputError("this installation has no bundled model", remedy="name one with --model FILE.pt")
     return path

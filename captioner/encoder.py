@@ -87,7 +87,12 @@ class Encoder(nn.Module):
         grid = self.features(images)  # (N, C, 7, 7)
         if self.cnn_layer == "pool5":
             return grid.mean(dim=(2, 3))
-        return self.classifier(grid.flatten(1))
+        return self.classifier(grid.flatten(1).to(self.classifier[0].weight.dtype))
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """What `cnn` wants its images in: the type of the convolutions' weights, float32 where they are 8-bit."""
+        return next((weight.dtype for weight in self.features.parameters()), torch.float32)
 
     def encode(self, features: Tensor) -> Tensor:
         """CNN feature (N, F) → encoding (N, E), the language model's first input."""

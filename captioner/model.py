@@ -75,9 +75,8 @@ class CaptionModel(nn.Module):
         Returns:
             (N, F) in the CNN's dtype.
         """
-        weight = next(self.encoder.features.parameters())
         pixels = normalise(crop(images, offsets), self.config.cnn_pixels)
-        return self.encoder.cnn(pixels.to(weight.dtype))
+        return self.encoder.cnn(pixels.to(self.encoder.input_dtype))
 
     def language_model_parameters(self) -> list[nn.Parameter]:
         """What captions train from the first iteration: the decoder and the encoder's projection."""

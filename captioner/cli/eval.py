@@ -5,11 +5,11 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.cli.options import Parser, flag, non_negative, positive, run
+from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
 from captioner.errors import InputError
 from captioner.files import atomic_write, require_writable_folder
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     import torch
 
     from captioner.checkpoint import Checkpoint
-    from captioner.device import Precision
     from captioner.evaluate import Captioner, Evaluated, Totals
+    from captioner.loader import Batch
     from captioner.search import SearchOptions
     from captioner.sources import Source
 
@@ -83,7 +83,7 @@ def build_parser() -> Parser:
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
     machine.add_argument("--seed", type=non_negative, default=123, help="random number seed, for sampling")
     machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the CNN")
+    add_precision(machine)
     machine.add_argument("--num_workers", type=non_negative, default=2, help="threads that read and decode pictures")
     return p
 
@@ -97,18 +97,23 @@ def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
     check_options(opt)
 
-    from captioner.device import choose_device, inference_dtype, keep_freed_memory, process_group
+    from captioner.device import choose_device, keep_freed_memory, process_group
     from captioner.evaluate import Totals, evaluate
+    from captioner.inference import load_models, make_captioner
     from captioner.loader import shares
 
     keep_freed_memory()
     device = choose_device(opt.gpuid)
     with process_group(device) as processes:
-        models = load_models(opt)
+        models = load_models(opt.model)
         source = open_source(opt, models[0])
         options = search_options(opt, models[0])
-        captioner = make_captioner(models, device, inference_dtype(choose_precision(opt, models[0]), device))
         batch_size = choose_batch_size(opt, models[0], device)
+
+        def first_photos(count: int) -> "Iterator[Batch]":
+            return source.batches(shares(min(count, len(source)), batch_size, 0, 1), opt.num_workers)
+
+        captioner = make_captioner(models, device, opt.precision, first_photos)
         totals = Totals()
         with Outputs(opt, source, captioner) if processes.is_main else contextlib.nullcontext() as outputs:
             first = processes.largest(outputs.num_done if outputs else 0)
@@ -154,17 +159,6 @@ def dumps_page(opt: argparse.Namespace) -> bool:
     return bool(opt.vis_dir) and opt.dump_json
 
 
-def load_models(opt: argparse.Namespace) -> "list[Checkpoint]":
-    """The checkpoints named, or the bundled one; all with the same vocabulary."""
-    from captioner.checkpoint import bundled_model_path, load_checkpoint
-    from captioner.evaluate import require_same_vocabulary
-
-    paths = opt.model or [bundled_model_path()]
-    checkpoints = [load_checkpoint(path) for path in paths]
-    require_same_vocabulary([(str(path), own.vocab) for path, own in zip(paths, checkpoints, strict=True)])
-    return checkpoints
-
-
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
     from captioner.dataset import Dataset
@@ -207,19 +201,6 @@ def search_options(opt: argparse.Namespace, model: "Checkpoint") -> "SearchOptio
         groups=opt.diverse_groups,
         group_penalty=opt.diversity,
     )
-
-
-def choose_precision(opt: argparse.Namespace, model: "Checkpoint") -> "Precision":
-    """What the user says, else what suits the model: imported ones keep to the original's float32."""
-    return model.decoding.get("precision", "auto") if opt.precision == "auto" else opt.precision
-
-
-def make_captioner(models: "list[Checkpoint]", device: "torch.device", dtype: "torch.dtype") -> "Captioner":
-    """The models, built and on the device."""
-    from captioner.checkpoint import build_model
-    from captioner.evaluate import Captioner
-
-    return Captioner([build_model(checkpoint) for checkpoint in models], models[0].vocab, device, dtype)
 
 
 def choose_batch_size(opt: argparse.Namespace, model: "Checkpoint", device: "torch.device") -> int:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.options import Parser, flag, non_negative, positive, run
+from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
 from captioner.errors import InputError
 from captioner.files import atomic_write
 
@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     g.add_argument("--model", nargs="+", default=[], help="checkpoints, averaged; default: the bundled one")
     g.add_argument("--batch_size", type=positive, default=8, help="images at once; the results do not depend on it")
     g.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
-    g.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the CNN")
+    add_precision(g)
     g.add_argument("--num_workers", type=non_negative, default=2, help="threads that read and decode pictures")
     return p
 
@@ -123,9 +123,8 @@ def _judge(opt: argparse.Namespace) -> None:
     """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 
-    from captioner.checkpoint import build_model, bundled_model_path, load_checkpoint
-    from captioner.device import choose_device, inference_dtype, keep_freed_memory
-    from captioner.evaluate import Captioner, require_same_vocabulary
+    from captioner.device import choose_device, keep_freed_memory
+    from captioner.inference import load_models, make_captioner
     from captioner.likelihood import likelihoods, result_rows
     from captioner.loader import file_batches, shares
     from captioner.results import require_known_suffix, write_results
@@ -133,15 +132,14 @@ def _judge(opt: argparse.Namespace) -> None:
     if opt.output:
         require_known_suffix(Path(opt.output))
     described = _with_files(opt.captions, Path(opt.images))
-    paths = opt.model or [bundled_model_path()]
-    checkpoints = [load_checkpoint(path) for path in paths]
-    require_same_vocabulary([(str(path), own.vocab) for path, own in zip(paths, checkpoints, strict=True)])
     keep_freed_memory()
-    device = choose_device(opt.gpuid)
-    models = [build_model(checkpoint) for checkpoint in checkpoints]
-    captioner = Captioner(models, checkpoints[0].vocab, device, inference_dtype(opt.precision, device))
-
+    models = load_models(opt.model)
     files = [(file, {"file_path": reference.name}) for file, reference in described]
+
+    def first_photos(count: int) -> "Iterator[Batch]":
+        return file_batches(files, shares(min(count, len(files)), opt.batch_size, 0, 1), opt.num_workers)
+
+    captioner = make_captioner(models, choose_device(opt.gpuid), opt.precision, first_photos)
     places = list(shares(len(files), opt.batch_size, 0, 1))
     batches = file_batches(files, places, opt.num_workers)
     rows: list[dict[str, Any]] = []

@@ -1,0 +1,109 @@
+"""Checkpoints → a captioner, ready on a device at the precision that was asked for."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from captioner.checkpoint import ASSETS, Checkpoint, build_model, bundled_model_path, load_checkpoint
+from captioner.device import Precision, inference_dtype, prepare_for_inference
+from captioner.encoder import normalise
+from captioner.errors import InputError
+from captioner.evaluate import Captioner, require_same_vocabulary
+from captioner.files import atomic_write, cache_folder
+from captioner.images import crop
+from captioner.int8 import Int8Convolutions, measure_ranges, require_int8
+from captioner.loader import Batch
+from captioner.model import CaptionModel
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_PHOTOS = 48
+
+
+def load_models(paths: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints named, or the bundled one; all with the same vocabulary.
+
+    Raises:
+        InputError: one cannot be read, or has another vocabulary.
+    """
+    chosen: Sequence[str | Path] = paths or [bundled_model_path()]
+    checkpoints = [load_checkpoint(path) for path in chosen]
+    require_same_vocabulary([(str(path), own.vocab) for path, own in zip(chosen, checkpoints, strict=True)])
+    return checkpoints
+
+
+def make_captioner(
+    checkpoints: Sequence[Checkpoint],
+    device: torch.device,
+    precision: Precision,
+    photos: Callable[[int], Iterable[Batch]],
+) -> Captioner:
+    """Build the models of `load_models` and bring them to the device.
+
+    Args:
+        precision: of the CNN. "auto" is what suits the first model: imported ones keep to the original's float32.
+        photos: the first photos of the run, that many at most; asked for where 8-bit scales are not known yet.
+
+    Raises:
+        InputError: this machine cannot compute at that precision.
+    """
+    if precision == "auto":
+        precision = checkpoints[0].decoding.get("precision", "auto")
+    if precision == "int8":
+        require_int8(device)
+    models = [build_model(checkpoint) for checkpoint in checkpoints]
+    if precision == "int8":
+        for model in models:
+            _quantise(model, photos)
+    dtype = inference_dtype("auto" if precision == "int8" else precision, device)
+    return Captioner(models, checkpoints[0].vocab, device, dtype)
+
+
+def _quantise(model: CaptionModel, photos: Callable[[int], Iterable[Batch]]) -> None:
+    """Replace the convolutions by 8-bit ones, with scales that are known for these weights or measured now."""
+    features, pixels = model.encoder.features, model.config.cnn_pixels
+    name = f"int8-{_digest(features, pixels)}.json"
+    ranges = _known_ranges(name)
+    if ranges is None:
+        log.info("int8: measuring activations on the first photos, once for this model")
+        dtype = inference_dtype("auto", torch.device("cpu"))
+        fast = copy.deepcopy(features)
+        prepare_for_inference(fast, dtype)
+        images = [batch.images for batch in photos(CALIBRATION_PHOTOS) if batch.images is not None]
+        if not images:
+            raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
+        ranges = measure_ranges(fast, (normalise(crop(some), pixels).to(dtype) for some in images))
+        _keep_ranges(name, ranges)
+    model.encoder.features = Int8Convolutions(features, pixels, ranges)
+
+
+def _digest(features: nn.Sequential, pixels: str) -> str:
+    digest = hashlib.blake2b(pixels.encode(), digest_size=10)
+    for weights in features.parameters():
+        digest.update(weights.detach().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _known_ranges(name: str) -> list[float] | None:
+    """Scales measured earlier: those that come with the bundled model, or of this user's cache."""
+    for folder in (ASSETS, cache_folder()):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
+            return [float(value) for value in json.loads((folder / name).read_text())["ranges"]]
+    return None
+
+
+def _keep_ranges(name: str, ranges: Sequence[float]) -> None:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / name, "w") as stream:
+            json.dump({"ranges": list(ranges)}, stream)
+    except (OSError, InputError) as error:
+        log.warning("int8: the measured scales cannot be kept (%s)", error)
