@@ -1,7 +1,8 @@
-"""What a training run's log warns about before hours are lost: a loss that does not fall, pixels that do not suit."""
+"""What a training run's log warns about before hours are lost: loss, captions or pixels that look wrong."""
 
 import logging
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ RISEN = 1.15  # times the best window; switching on VGG16's own dropout for fine
 # lengths of the latter. VGG16 of Oxford: 4.3-10.1 with its own pixels, 0.29-0.56 with torchvision's, which are about
 # 58 times smaller; the other way round 58 times more than it should be. Scaling a layer does not change it.
 TOO_WEAK, TOO_STRONG = 1.0, 60.0
+
+
+ALIKE, ENOUGH = 0.9, 10  # share of validation captions that are the same one; of fewer it says nothing
 
 
 class LossTrend:
@@ -64,6 +68,21 @@ class LossTrend:
         if kind not in self._quiet:
             log.warning("warning: %s", text)
         self._quiet.add(kind)
+
+
+def warn_of_captions(captions: list[str]) -> None:
+    """Warn if nearly all images of a validation got the same caption."""
+    if len(captions) < ENOUGH:
+        return
+    ((caption, count),) = Counter(captions).most_common(1)
+    if count >= ALIKE * len(captions):
+        log.warning(
+            "warning: %d of %d validation captions are alike (%r): the model does not look at the images; if that "
+            "lasts, check --cnn_model and --cnn_pixels, or try a higher --learning_rate",
+            count,
+            len(captions),
+            caption,
+        )
 
 
 @torch.no_grad()

@@ -113,7 +113,8 @@ class Progress:
             loss,
             iterations / seconds,
             iterations * self.batch_size / seconds,
-            f", {100 * waiting:.0f} % of the time waiting for data (more --num_workers or a faster disk would help)"
+            f", {100 * waiting:.0f} % of the time waiting for data (more --num_workers, a faster disk or, "
+            "with a frozen CNN, --cache_features 1 would help)"
             if waiting > 0.5 and iteration
             else "",
         )

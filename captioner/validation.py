@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import torch
 
+from captioner.alarms import warn_of_captions
 from captioner.checkpoint import Checkpoint
 from captioner.dataset import Dataset
 from captioner.evaluate import Captioner, Totals, evaluate, result_rows
@@ -65,8 +66,8 @@ class Validation:
             len(rows),
             " (best so far)" if better else "",
         )
-        if record.iteration and distinct <= len(rows) / 10 and len(rows) >= 10:
-            log.warning("warning: %d validation captions, %d distinct: the image may be ignored", len(rows), distinct)
+        if record.iteration:
+            warn_of_captions(captions)
         return better
 
     def _evaluate(self) -> tuple[float, list[dict]]:

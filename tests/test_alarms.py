@@ -3,17 +3,19 @@
 import json
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from captioner.alarms import LossTrend, warn_of_pixels
+from captioner.alarms import LossTrend, warn_of_captions, warn_of_pixels
 from captioner.checkpoint import bundled_model_path, load_checkpoint
 from captioner.convert.torchvision import read_cnn_weights
 from captioner.encoder import TORCHVISION_STD, Encoder
 from captioner.model import CaptionModel, ModelConfig
+from captioner.runs import Progress
 
 
 def warnings_of(losses: list[float], vocab_size: int, window: int, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -117,6 +119,55 @@ def test_the_real_weights_and_real_photos(shared, tmp_path, caplog):
             warn_of_pixels(model, images)
             warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
             assert bool(warned) is (pixels != right), (right, pixels, warned)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_training_says_when_captions_are_alike(blind, tiny_dataset, tiny_cnn, command, tmp_path):
+    """On the 16 training images, as enough to tell; a CNN whose weights are all zero sees nothing."""
+    described = json.loads(Path(tiny_dataset[1]).read_text())
+    for entry in described["images"]:
+        entry["split"] = {"train": "val", "val": "train"}.get(entry["split"], "train")
+    (tmp_path / "data.json").write_text(json.dumps(described))
+    state = torch.load(tiny_cnn, weights_only=True)
+    torch.save({name: 0 * tensor if blind else tensor for name, tensor in state.items()}, tmp_path / "cnn.pth")
+    done = command(
+        "train", "--input_h5", tiny_dataset[0], "--input_json", tmp_path / "data.json", *TINY, "--learning_rate", 0.01,
+        "--cnn_model", tmp_path / "cnn.pth", "--checkpoint_path", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: 16 of 16 validation captions are alike ('") == blind
+    assert done.stderr.count("warning:") == blind
+
+
+def test_captions_are_alike_from_nine_of_ten_on(caplog):
+    warn_of_captions(["a dog"] * 8 + ["a cat", "a man"])
+    warn_of_captions(["a dog"] * 9)
+    assert not caplog.records
+    warn_of_captions(["a dog"] * 9 + ["a cat"])
+    assert "9 of 10 validation captions are alike ('a dog')" in caplog.text
+
+
+@pytest.mark.parametrize(("waits", "fires"), [(0.4, False), (0.6, True)])
+def test_the_log_says_when_data_come_too_slowly(waits, fires, caplog, monkeypatch):
+    """A clock that only goes on while a batch is awaited, and while it is worked on: a second each iteration."""
+    now = [0.0]
+    monkeypatch.setattr("captioner.runs.time.monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+
+    def batches():
+        while True:
+            now[0] += waits
+            yield None
+
+    progress, stream = Progress(100, 10), batches()
+    for iteration in range(3):
+        progress.next(stream)
+        now[0] += 1 - waits
+        progress.report(iteration, 2.0)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3 and lines[1].startswith("iter 1 (epoch 0.10): loss 2.0000, 1.00 it/s, 10 images/s")
+    assert ["60 % of the time waiting for data" in line for line in lines] == [False, fires, fires]
+    assert ("--num_workers" in lines[2]) is fires
 
 
 def test_pictures_scaled_to_one_are_named(caplog):
