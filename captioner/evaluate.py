@@ -1,6 +1,7 @@
 """The only evaluation loop: captions and loss of batches, for training-time validation and for caption-eval."""
 
 import collections
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Captioner:
     Args:
         models: with the same vocabulary and maximal length.
         vocab: theirs.
-        dtype: number format of the CNN. Other than float32 converts the CNN in place.
+        dtype: number format of the CNN and of the search's products; sums and probabilities are float32. Other than
+            float32 converts the CNN in place. The loss of given captions is computed in the decoder's own format.
     """
 
     def __init__(self, models: Sequence[CaptionModel], vocab: Vocab, device: torch.device, dtype: torch.dtype) -> None:
@@ -68,6 +70,8 @@ class Captioner:
             model.to(device).eval()
             for module in model.encoder.cnn_modules():
                 prepare_for_inference(module, dtype)
+        own = dtype == torch.float32
+        self.decoders = [model.decoder if own else copy.deepcopy(model.decoder).to(dtype) for model in self.models]
 
     def encode(self, batch: Batch) -> list[Tensor]:
         """float32 (N, E) of each model, from pixels or from cached CNN features."""
@@ -102,11 +106,10 @@ class Captioner:
         return evaluated
 
     def _search(self, encodings: list[Tensor], options: SearchOptions, seeds: list[int]) -> list[list[Hypothesis]]:
-        decoders = [model.decoder for model in self.models]
-        states = tuple(decoder.start(encoding) for decoder, encoding in zip(decoders, encodings, strict=True))
-        single = len(decoders) == 1
+        states = tuple(decoder.start(encoding) for decoder, encoding in zip(self.decoders, encodings, strict=True))
+        single = len(self.decoders) == 1
         return search(
-            decoders[0].step if single else ensemble_step([decoder.step for decoder in decoders]),
+            self.decoders[0].step if single else ensemble_step([decoder.step for decoder in self.decoders]),
             states[0] if single else states,
             num_images=len(seeds),
             vocab_size=self.vocab.size,
