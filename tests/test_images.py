@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_stored_size_comes_through_untouched() -> None:
 def test_jpegs_are_within_a_grey_level_of_pillow(size: tuple[int, int], mode: str) -> None:
     jpeg = encoded(photo(*size).convert(mode), "JPEG", quality=85)
     assert difference(decode_image(jpeg), pillow_bilinear(Image.open(io.BytesIO(jpeg)))) < 0.5
+
+
+@pytest.mark.parametrize("size", [(500, 375), (1025, 1024), (2051, 2047), (4099, 4111)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_pillows_pixels(
+    size: tuple[int, int], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg = encoded(photo(*size).convert(mode), "JPEG", quality=85)
+    fast = decode_image(jpeg)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as on a platform that has no wheel of it
+    assert np.array_equal(decode_image(jpeg), fast)
 
 
 def test_photos_are_within_a_grey_level_of_pillow(shared: Path) -> None:
