@@ -115,6 +115,23 @@ class Dataset:
                 self._images = _open_h5(self.h5_path)["images"]
         return self._images
 
+    def require_whole_file(self) -> None:
+        """Call before reading mapped pictures: where the file ends too early the system kills the process (SIGBUS).
+
+        Raises:
+            InputError: the file has become shorter since it was opened.
+        """
+        if self._image_offset is None:
+            return
+        try:
+            size = os.stat(self.h5_path).st_size
+        except OSError as error:
+            raise InputError(f"{self.h5_path}: cannot be read any more ({error.strerror or error})") from error
+        if size < self._image_offset + len(self.info) * IMAGE_BYTES:
+            raise InputError(
+                f"{self.h5_path}: has become shorter while it was in use", remedy="restore it, or prepare it anew"
+            )
+
     @property
     def max_length(self) -> int:
         """L, the words a caption can have."""

@@ -269,6 +269,7 @@ def prefetch(jobs: Iterable[Callable[[], Result]], num_workers: int, ahead: int)
 
 def _read_rows(dataset: Dataset, indices: np.ndarray) -> Tensor:
     """uint8 (N, 3, 256, 256), copied out of the memory-mapped file."""
+    dataset.require_whole_file()
     rows = torch.empty((len(indices), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     for row, index in zip(rows.numpy(), indices, strict=True):
         row[...] = dataset.images[int(index)]

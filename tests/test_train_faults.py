@@ -106,6 +106,26 @@ def test_truncated_h5(share, data, tiny_dataset, command, tmp_path):
     assert not list((tmp_path / "run").iterdir()) if (tmp_path / "run").exists() else True
 
 
+def test_h5_that_is_cut_during_training(undisturbed, data, tiny_dataset, command, tmp_path, monkeypatch):
+    """Reading a mapped file beyond its end would kill the process without a word."""
+    cut = tmp_path / "data.h5"
+    shutil.copy(tiny_dataset[0], cut)
+    whole, calls = Decoder.loss_sum, []
+
+    def loss_sum(self, features, labels):
+        calls.append(self.training)
+        if sum(calls) == 6:
+            os.truncate(cut, 4_000_000)
+        return whole(self, features, labels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "loss_sum", loss_sum)
+        done = command("train", *data, "--input_h5", cut, "--checkpoint_path", tmp_path / "run")
+    assert "data.h5: has become shorter while it was in use" in error_line(done)
+    assert_state_is_good(tmp_path / "run", 4)
+    assert_goes_on(data, tmp_path / "run", undisturbed, command)
+
+
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process, which only Linux can")
 def test_full_disk(undisturbed, data, command, tmp_path):
     """No file may grow any more from iteration 5 on: the kernel refuses writes, as it does on a full disk."""
