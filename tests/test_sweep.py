@@ -3,19 +3,22 @@
 import csv
 import itertools
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
+from captioner.cli.sweep import build_parser, devices_of
 from captioner.errors import InputError
-from captioner.sweep import Interval, Ranges, Sweep
+from captioner.sweep import Interval, Ranges, Sweep, Workers, alone_in
 from captioner.sweep_results import write_results
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +135,46 @@ def test_the_best_trial_comes_first(by_cider, tmp_path):
     assert (table[0][name], table[0]["iteration"]) == (0.6 if by_cider else 2.0, iteration)
     assert table[2]["reason"] == "x.h5: no | such file"
     assert "x.h5: no \\| such file |" in (tmp_path / "results.md").read_text()
+
+
+def test_every_gpu_trains_one_trial_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    devices = devices_of(build_parser().parse_args(["--ranges", "x", "--workers", "7"]))
+    assert devices == [0, 1, 2]
+    assert devices_of(build_parser().parse_args(["--ranges", "x", "--gpus", "0,2"])) == [0, 2]
+    together, trained = threading.Barrier(3, timeout=30), []
+
+    def train(self, number, chosen, device):
+        together.wait()  # breaks if fewer than three run at a time
+        trained.append((number, device))
+        together.wait()
+        (tmp_path / f"trial{number}.log").write_text("no")
+        return 1
+
+    monkeypatch.setattr(Workers, "_train", train)
+    sweep = Sweep(tmp_path, Ranges({}, {"rnn_size": [1, 2]}), "random", 1)
+    assert len(list(Workers(sweep, devices, lock=0).run(6))) == 6
+    assert sorted(number for number, _ in trained) == list(range(6))
+    assert {device for _, device in trained[:3]} == {device for _, device in trained[3:]} == {0, 1, 2}
+
+
+def test_a_sweep_waits_for_trainings_that_a_killed_one_has_left(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with alone_in(tmp_path) as lock:
+        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    answers: list[int] = []
+
+    def wait():
+        with alone_in(tmp_path) as descriptor:
+            answers.append(descriptor)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.5)
+    assert not answers and "waiting for another sweep" in caplog.text
+    left.communicate(b"go\n")
+    thread.join(10)
+    assert answers
 
 
 def test_a_sweep_of_failures_fails(ranges, command, tmp_path):
