@@ -1,6 +1,6 @@
 """caption-eval end to end against a plain torchvision VGG16 forward pass at batch 16, on photos of that size.
 
-Beside them what this machine can do at most: VGG16's 15.5 billion multiplications at the speed of a large matrix product.
+Beside them what this machine can do at most: VGG16's 15.5 billion products at the speed of a large matrix product.
 """
 
 import os
