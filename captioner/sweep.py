@@ -284,7 +284,7 @@ class Workers:
         argv += [f"--{name}={int(value) if isinstance(value, bool) else value}" for name, value in options.items()]
         environment = dict(os.environ)
         if device < 0:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.devices)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(self.devices))))
         log.info("trial %d: %s", number, ", ".join(f"{name} {_short(value)}" for name, value in chosen.items()))
         with (self.sweep.folder / f"trial{number}.log").open("a", encoding="utf-8") as output:
             with self._mutex:
