@@ -139,6 +139,16 @@ def test_stages_are_planned_one_by_one_without_a_model_of_the_first(plan_of, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_the_second_stage_alone_is_planned_for_the_model_it_starts_from(plan_of, data, command, tmp_path):
+    second = ["--preset", "flickr8k", "--stages", 2, "--checkpoint_path", tmp_path]
+    done = command("train", *data, *second, "--plan", 1)
+    assert done.returncode == 1 and "stage 2 starts from the best model of stage 1" in done.stderr
+    first = ["--preset", "flickr8k", "--stages", 1, "--max_iters", 0, "--rnn_size", 20, "--checkpoint_path", tmp_path]
+    assert command("train", *data, *first).returncode == 0
+    state = load_checkpoint(tmp_path / "model_id_stage1.pt").state_dict
+    assert f"parameters   {sum(tensor.numel() for tensor in state.values()):,}:" in plan_of(*second)
+
+
 def test_training_that_changes_its_kind_shows_both_times(plan_of):
     text = plan_of("--finetune_cnn_after", 100)
     assert re.search("frozen: .* an iteration", text) and re.search("fine-tuning: .* an iteration", text)

@@ -53,6 +53,9 @@ def train(stages: list[argparse.Namespace]) -> int:
 
     for opt in stages:
         check_options(opt)
+    for opt in stages:
+        if opt.stage == 2 and not opt.start_from:
+            opt.start_from = str(files_of(opt, 1).best)
     keep_freed_memory()
     device = choose_device(stages[0].gpuid)
     with process_group(device) as processes, StopRequest() as stop:
@@ -93,8 +96,6 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
     from captioner.training import LossMonitor
     from captioner.validation import Validation
 
-    if opt.stage == 2 and not opt.start_from:
-        opt.start_from = str(files_of(opt, 1).best)
     if opt.preset:
         log.info("%s", recipes.describe(opt.preset, opt.stage, vars(opt)))
     require_writable_folder(opt.checkpoint_path or ".", "checkpoints")
