@@ -15,7 +15,7 @@ from captioner.decoder import Decoder
 CAPTIONS = 2  # per image
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]
 RUN += ["--seq_per_img", CAPTIONS, "--drop_prob_lm", 0, "--max_iters", 4, "--save_checkpoint_every", 2]
-RUN += ["--num_workers", 0, "--learning_rate", 0.01, "--losses_log_every", 1]
+RUN += ["--num_workers", 0, "--learning_rate", 0.01, "--losses_log_every", 1, "--precision", "fp32"]
 WAYS = {
     "frozen": [],
     "fine-tuned later": ["--finetune_cnn_after", 2, "--cnn_learning_rate", 1e-4],

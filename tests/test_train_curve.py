@@ -63,6 +63,7 @@ def curve(command, folder: Path, seed: int) -> np.ndarray:
     same += ("finetune_cnn_after", "cnn_learning_rate", "drop_prob_lm", "grad_clip", "optim", "cnn_optim", "gpuid")
     options = [item for name in same for item in (f"--{name}", told[name])]
     options += ["--cnn_pixels", "caffe", "--shuffle", 0, "--losses_log_every", 1, "--save_checkpoint_every", 1000]
+    options += ["--precision", "fp32"]  # as the original
     done = command("train", *write_data(folder, seed), *options, "--seed", seed, "--checkpoint_path", folder)
     assert done.returncode == 0, done.stderr
     history = json.loads((folder / "model_id.json").read_text())["loss_history"]

@@ -20,6 +20,7 @@ from captioner.text import Vocab
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
 RUN += ["--max_iters", 16, "--save_checkpoint_every", 4, "--num_workers", 0, "--resume", "auto"]
+RUN += ["--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
