@@ -145,6 +145,18 @@ def test_bad_input_is_one_line_and_exit_code_1(capsys):
     assert err == "caption-x: error: photos/: no such folder indeed; expected a folder; check the path\n"
 
 
+def test_too_little_gpu_memory_is_one_line(capsys):
+    def body() -> int:
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..\n.. in use")
+
+    assert run("caption-x", body) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("caption-x: error: CUDA out of memory; ") and "--gpuid -1" in err
+
+
 def test_interruption_is_exit_code_130(capsys):
     def body() -> int:
         raise KeyboardInterrupt

@@ -103,6 +103,13 @@ def run(command: str, body: Callable[[], int | None]) -> int:
     except InputError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it here would slow down --help
+            raise
+        reason = str(error).partition(". ")[0]
+        remedy = "close what else uses it, take another GPU with --gpuid, or the CPU with --gpuid -1"
+        print(f"{command}: error: {InputError(reason, remedy=remedy)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
