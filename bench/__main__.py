@@ -1,7 +1,11 @@
 """`python -m bench [NAME ..]`: run benchmarks by name, all of them without names; tables go to stdout."""
 
+import contextlib
 import importlib
+import os
 import pkgutil
+import platform
+import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -11,7 +15,7 @@ import torch
 NAMES = sorted(
     module.name
     for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-    if module.name not in ("__main__", "timing")
+    if module.name not in ("__main__", "timing", "coco_shaped")
 )
 
 
@@ -30,8 +34,17 @@ def main() -> int:
 
 
 def _machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{device}, Python {sys.version.split()[0]}, torch {torch.__version__}"
+    """One line for RESULTS.md: figures mean nothing without the machine, and what else it was doing."""
+    found = None
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    processor = found[1] if found else platform.processor() or platform.machine()
+    parts = [f"{os.cpu_count()} cores of {processor}", f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    if hasattr(os, "getloadavg"):
+        parts.append(f"load {os.getloadavg()[0]:.1f} at the start")
+    return f"{', '.join(parts)}; {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,158 @@
+"""A GPU computes what the CPU does and does not wait for the host; the GPU benchmarks run, tiny, on the CPU too."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from test_decoder import make_decoder
+
+from captioner.device import Processes
+from captioner.evaluate import Captioner
+from captioner.loader import Batch
+from captioner.model import CaptionModel, ModelConfig
+from captioner.search import SearchOptions, search
+from captioner.text import Vocab
+from captioner.training import Rule, Trainer
+
+CONFIG = ModelConfig(12, 6, encoding_size=16, rnn_size=24, drop_prob_lm=0.0, cnn_layer="pool5", conv_widths=(8,) * 13)
+
+
+def make_model() -> CaptionModel:
+    torch.manual_seed(0)
+    return CaptionModel(CONFIG)
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 13, (8, 6), generator=generator)
+    labels[::3, 4:] = 0
+    return Batch(
+        info=[{}] * 4,
+        positions=list(range(4)),
+        images=torch.randint(0, 256, (4, 3, 256, 256), dtype=torch.uint8, generator=generator),
+        offsets=torch.tensor([[0, 31], [16, 16], [31, 0], [7, 9]]),
+        labels=labels,
+        image_of_caption=torch.arange(4).repeat_interleave(2),
+    )
+
+
+def make_trainer(device: str) -> Trainer:
+    rule = Rule("sgd", learning_rate=0.1, alpha=0.8, beta=0.999, epsilon=1e-8)
+    return Trainer(
+        make_model().to(device),
+        lm_rule=rule,
+        cnn_rule=rule,
+        finetune_from_block=1,
+        grad_clip=0.1,
+        cnn_weight_decay=0.0,
+        accumulate=1,
+        dtype=torch.float32,
+        seed=0,
+        processes=Processes(),
+    )
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """float32 products without TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("finetune", [False, True])
+def test_a_training_step_changes_the_weights_as_on_the_cpu(finetune, exact_products):
+    here, there = make_trainer("cpu"), make_trainer("cuda")
+    losses = [trainer.step(make_batch(), 0, rate_factor=1.0, finetune=finetune) for trainer in (here, there)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
+    for (name, ours), theirs in zip(here.model.named_parameters(), there.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.gpu
+def test_evaluation_gives_what_the_cpu_gives(exact_products):
+    vocab = Vocab([f"w{number}" for number in range(12)])
+    here, there = (
+        Captioner([make_model()], vocab, torch.device(device), torch.float32)(make_batch(), SearchOptions(3), 0)
+        for device in ("cpu", "cuda")
+    )
+    assert [h.tokens for own in here.hypotheses for h in own] == [h.tokens for own in there.hypotheses for h in own]
+    assert here.loss_sum == pytest.approx(there.loss_sum, rel=1e-4)
+    assert here.num_targets == there.num_targets
+
+
+def synchronisations(work) -> int:
+    """How often `work` makes the host wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_search_waits_for_the_gpu_only_to_end_early(beam_size):
+    decoder = make_decoder(vocab_size=10, rnn=16).to("cuda")
+    with torch.no_grad():
+        decoder.output.bias[-1] = -30  # no caption ends, none leaves the batch
+    features = torch.randn(8, 4).double().cuda()
+
+    def run(max_length: int) -> int:
+        def work() -> None:
+            state = decoder.start(features)
+            options = SearchOptions(beam_size=beam_size)
+            search(decoder.step, state, num_images=8, vocab_size=10, max_length=max_length, options=options)
+
+        with torch.inference_mode():
+            work()
+            return synchronisations(work)
+
+    # One answer per step, whether all images are done; what was found is fetched at the end, in a few copies a step.
+    assert run(12) - run(6) <= 6 * (1 + 7)
+
+
+@pytest.mark.gpu
+def test_a_training_step_never_waits_for_the_gpu():
+    trainer, batch = make_trainer("cuda"), make_batch().pin()
+    trainer.step(batch, 0, rate_factor=1.0, finetune=True)
+    assert synchronisations(lambda: trainer.step(batch, 1, rate_factor=1.0, finetune=True)) == 0
+
+
+@pytest.fixture
+def bench(shared, monkeypatch):
+    """The benchmarks' folder lies beside the package, not in it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bench"]:
+        del sys.modules[name]
+
+
+def test_the_gpu_benchmarks_run_tiny_on_the_cpu(bench, capsys, monkeypatch):
+    from bench import gpu_eval, gpu_train
+
+    for module, name in ((gpu_train, "WARM_UP"), (gpu_train, "PROFILED"), (gpu_eval, "ROUNDS")):
+        monkeypatch.setattr(module, name, 1)
+    config = ModelConfig(9567, encoding_size=8, rnn_size=8, cnn_layer="pool5", conv_widths=(2,) * 13)
+    gpu_train.measure(torch.device("cpu"), config, num_images=8, batches=(2,), num_iterations=1)
+    gpu_eval.measure(torch.device("cpu"), config, num_images=8, batches=(2,))
+    out = capsys.readouterr().out
+    assert "| frozen | 2 |" in out
+    assert "| fine-tuning | 2 |" in out
+    assert "| float32 | 2 |" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_the_gpu_benchmarks_say_in_one_line_that_there_is_no_gpu(bench, capsys):
+    from bench import gpu_eval, gpu_train
+
+    for module in (gpu_train, gpu_eval):
+        module.run()
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        assert "needs a CUDA GPU" in out
