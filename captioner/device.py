@@ -60,29 +60,29 @@ def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The CNN's number format for captioning; "auto" is bfloat16 where the hardware multiplies it natively."""
     if precision != "auto":
         return PRECISIONS[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _cpu_multiplies_bf16():
+    if _multiplies_bf16(device):
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format of autocast in training; "auto" is bfloat16 on GPUs that have it, float32 elsewhere."""
+    """The format of autocast in training; "auto" is bfloat16 where the hardware multiplies it natively."""
     if precision == "fp16":
         raise InputError(
             "--precision fp16 cannot train: its gradients underflow", expected="auto, fp32 or bf16 (same speed as fp16)"
         )
     if precision != "auto":
         return PRECISIONS[precision]
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
 
 
-def _cpu_multiplies_bf16() -> bool:
-    # Without these instructions oneDNN emulates bfloat16, slower than float32.
-    with contextlib.suppress(AttributeError, RuntimeError):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Without these instructions oneDNN emulates bfloat16, slower than float32.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
 
 

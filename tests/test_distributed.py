@@ -16,6 +16,7 @@ from captioner.checkpoint import load_checkpoint
 
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
+RUN += ["--precision", "fp32"]  # what is equal is so within rounding
 RUN += ["--max_iters", 30, "--save_checkpoint_every", 8, "--num_workers", 1, "--finetune_cnn_after", 12]
 RUN += ["--drop_prob_lm", 0, "--resume", "auto"]
 

@@ -17,6 +17,7 @@ from captioner.checkpoint import load_checkpoint
 
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 SMALL += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
+SMALL += ["--precision", "fp32"]  # what is equal is so within rounding
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,16 @@ WHOLE_RUN = ["--max_iters", 24, "--save_checkpoint_every", 8, "--finetune_cnn_af
 
 def test_it_learns_to_name_colours(data, command, tmp_path):
     done = command(
-        "train", *data, "--max_iters", 400, "--save_checkpoint_every", 200, "--cache_features", 1,
+        "train", *data, "--max_iters", 800, "--save_checkpoint_every", 400, "--cache_features", 1,
         "--losses_log_every", 10, "--drop_prob_lm", 0.1, "--checkpoint_path", tmp_path, "--id", "x",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "model_idx.json").read_text())
-    first, last = report["val_loss_history"]["0"], report["val_loss_history"]["400"]
+    first, last = report["val_loss_history"]["0"], report["val_loss_history"]["800"]
     assert first == pytest.approx(2.4, abs=0.3)  # ln(V+1)
     assert last < first / 2
-    assert report["iter"] == 400
-    assert list(report["loss_history"]) == [str(k) for k in range(0, 400, 10)]
+    assert report["iter"] == 800
+    assert list(report["loss_history"]) == [str(k) for k in range(0, 800, 10)]
     assert [p["image_id"] for p in report["val_predictions"]] == list(range(1016, 1023))
     evaluated = command(
         "eval", "--model", tmp_path / "model_idx.pt", "--num_images", -1, "--gpuid", -1, "--vis_dir", "",

@@ -119,7 +119,9 @@ def build_parser() -> Parser:
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
     machine.add_argument("--seed", type=non_negative, default=123, help="random number seed")
     machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs")
+    machine.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has it"
+    )
     machine.add_argument("--num_workers", type=non_negative, default=2, help="threads that read batches ahead")
     machine.add_argument(
         "--cache_features",
