@@ -1,18 +1,29 @@
 """From records as they were found to records fit for a dataset: joined, tokenised, split, counted."""
 
 import random
-import sys
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from captioner.captions import CaptionFile
 from captioner.errors import InputError
 from captioner.rawdata import SPLITS, Record
 from captioner.text import Vocab, tokenise
 
 _THRESHOLDS = (0, 1, 2, 3, 5, 10, 20)
 _NUM_TOP_WORDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What stays in memory of a record: all but its captions."""
+
+    file_path: str
+    id: int | str | None
+    split: str | None
 
 
 @dataclass
@@ -40,85 +51,99 @@ class Findings:
         ]
 
 
-def curate(records: Sequence[Record], tokenizer: str) -> tuple[list[Record], list[list[tuple[str, ...]]], Findings]:
+def curate(
+    records: Iterable[Record], tokenizer: str, folder: Path | None = None
+) -> tuple[list[Picture], CaptionFile, Findings]:
     """Join records of one file, drop captions without words and pictures without captions.
 
+    Args:
+        folder: where captions are kept meanwhile (see CaptionFile).
+
     Returns:
-        The records kept, the words of each of their captions, and what was found.
+        The pictures kept, the captions of each of them, and what was found.
 
     Raises:
         InputError: one file is in two splits.
     """
     findings = Findings()
-    kept: list[Record] = []
-    captions: list[list[tuple[str, ...]]] = []
+    written = CaptionFile(folder)
+    pictures, places, more = _joined(records, findings, written)
+    kept: list[Picture] = []
+    captions = CaptionFile(folder)
     ids: set[int | str] = set()
-    for record in _joined(records, findings):
-        words = [[sys.intern(token) for token in tokenise(caption, tokenizer)] for caption in record.captions]
-        findings.empty_captions += [record.file_path] * words.count([])
-        if not any(words):
-            findings.without_captions.append(record.file_path)
+    for number, picture in enumerate(pictures):
+        of_picture = [caption for place in (places[number], *more.get(number, ())) for caption in written[place]]
+        with_words = [caption for caption in of_picture if tokenise(caption, tokenizer)]
+        findings.empty_captions += [picture.file_path] * (len(of_picture) - len(with_words))
+        if not with_words:
+            findings.without_captions.append(picture.file_path)
             continue
-        image_id = record.id
-        if image_id is not None:
-            if image_id in ids:
-                findings.duplicate_ids.append(record.file_path)
-                image_id = None
-            else:
-                ids.add(image_id)
-        if image_id != record.id or not all(words):  # else the record stays as it is, and is not there twice
-            written = [caption for caption, tokens in zip(record.captions, words, strict=True) if tokens]
-            record = replace(record, captions=written, id=image_id)
-        kept.append(record)
-        captions.append([tuple(tokens) for tokens in words if tokens])
+        if picture.id is not None and picture.id in ids:
+            findings.duplicate_ids.append(picture.file_path)
+            picture = replace(picture, id=None)
+        elif picture.id is not None:
+            ids.add(picture.id)
+        kept.append(picture)
+        captions.append(with_words)
+    written.close()
     return kept, captions, findings
 
 
-def _joined(records: Sequence[Record], findings: Findings) -> list[Record]:
-    by_path: dict[str, Record] = {}
-    for record in records:
-        first = by_path.setdefault(record.file_path, record)
-        if first is record:
+def _joined(
+    records: Iterable[Record], findings: Findings, written: CaptionFile
+) -> tuple[list[Picture], Sequence[int], dict[int, list[int]]]:
+    """One picture for each file, where in `written` its captions are, and where more of them are by picture."""
+    pictures: list[Picture] = []
+    places = array("q")
+    more: dict[int, list[int]] = {}
+    number_of: dict[str, int] = {}
+    for place, record in enumerate(records):
+        written.append(record.captions)
+        number = number_of.setdefault(record.file_path, len(pictures))
+        if number == len(pictures):
+            pictures.append(Picture(record.file_path, record.id, record.split))
+            places.append(place)
             continue
         findings.same_file_twice.append(record.file_path)
+        first = pictures[number]
         if first.split != record.split:
             raise InputError(
                 f"{record.file_path} is in the split {first.split!r} and in {record.split!r}",
                 remedy="leave it in one of them",
             )
-        by_path[record.file_path] = replace(first, captions=first.captions + record.captions)
-    return list(by_path.values())
+        more.setdefault(number, []).append(place)
+    return pictures, places, more
 
 
-def assign_splits(records: Sequence[Record], num_val: int, num_test: int, seed: int) -> list[str]:
-    """The split of each record: its own, else shuffled with the seed num_val, then num_test, the rest train.
+def assign_splits(pictures: Sequence[Picture], num_val: int, num_test: int, seed: int) -> list[str]:
+    """The split of each picture: its own, else shuffled with the seed num_val, then num_test, the rest train.
 
     Raises:
-        InputError: there are fewer records than asked for.
+        InputError: there are fewer pictures than asked for.
     """
-    if records and records[0].split is not None:
-        return [record.split or "train" for record in records]
-    if num_val + num_test > len(records):
+    if pictures and pictures[0].split is not None:
+        return [picture.split or "train" for picture in pictures]
+    if num_val + num_test > len(pictures):
         raise InputError(
             f"--num_val {num_val} and --num_test {num_test} ask for {num_val + num_test} images,"
-            f" but there are {len(records)}",
+            f" but there are {len(pictures)}",
             remedy="ask for fewer",
         )
-    order = list(range(len(records)))
+    order = list(range(len(pictures)))
     random.Random(seed).shuffle(order)
-    splits = ["train"] * len(records)
+    splits = ["train"] * len(pictures)
     for place, index in enumerate(order[: num_val + num_test]):
         splits[index] = "val" if place < num_val else "test"
     return splits
 
 
-def count_words(captions: Sequence[Sequence[Sequence[str]]]) -> Counter[str]:
+def count_words(captions: Iterable[Sequence[Sequence[str]]]) -> Counter[str]:
     """How often each word occurs in all captions."""
     return Counter(token for of_image in captions for tokens in of_image for token in tokens)
 
 
 def statistics(
-    captions: Sequence[Sequence[Sequence[str]]],
+    captions: Iterable[Sequence[Sequence[str]]],
     splits: Sequence[str],
     counts: Mapping[str, int],
     vocab: Vocab,

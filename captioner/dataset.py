@@ -9,10 +9,13 @@ json  ix_to_word {"1": word, ..}, images [{split, file_path?, id?}, ..] in h5 or
 The layout is that of neuraltalk2's prepro.py, so files go both ways.
 """
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from captioner.text import Vocab
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 IMAGE_OFFSET = 4096  # the pixels begin here: room for the h5 structure, and a page boundary for mapping
+
+_ROWS = 2**14  # of labels, handled at a time
 
 _REMEDY = "prepare the dataset with caption-prepro"
 
@@ -248,21 +253,35 @@ def _check_labels(
 
 
 def encode_labels(
-    captions: Sequence[Sequence[Sequence[str]]], vocab: Vocab, max_length: int
+    captions: Iterable[Sequence[Sequence[str]]], vocab: Vocab, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokenised captions of each image → labels, label_start_ix, label_end_ix, label_length (see the module)."""
-    counts = np.array([len(of_image) for of_image in captions], dtype=np.int64)
-    labels = np.zeros((int(counts.sum()), max_length), np.uint32)
-    lengths = np.zeros(len(labels), np.uint32)
-    row = 0
+    """Tokenised captions of each image → labels, label_start_ix, label_end_ix, label_length (see the module).
+
+    The labels come as uint16 where that is enough: of all that is kept for a caption they are the largest part.
+    """
+    labels = array("H" if vocab.size < 2**16 else "I")
+    counts, lengths = array("I"), array("I")
     for of_image in captions:
+        counts.append(len(of_image))
         for tokens in of_image:
             ids = vocab.encode(tokens, max_length)
-            labels[row, : len(ids)] = ids
-            lengths[row] = len(ids)
-            row += 1
-    end_ix = np.cumsum(counts)
-    return labels, (end_ix - counts + 1).astype(np.uint32), end_ix.astype(np.uint32), lengths
+            labels.extend(ids)
+            labels.extend([0] * (max_length - len(ids)))
+            lengths.append(len(ids))
+    end_ix = np.cumsum(np.asarray(counts), dtype=np.uint32)
+    start_ix = end_ix - np.asarray(counts) + np.uint32(1)
+    return np.asarray(labels).reshape(-1, max_length), start_ix, end_ix, np.asarray(lengths)
+
+
+def fingerprint_of(vocab: Vocab, info: Iterable[dict[str, Any]], labels: np.ndarray) -> str:
+    """What tells that the two files of a dataset belong together."""
+    digest = hashlib.sha256(f"[{json.dumps(vocab.words)}, {json.dumps(vocab.tokenizer)}, [".encode())
+    for index, entry in enumerate(info):
+        digest.update(f"{', ' if index else ''}{json.dumps(entry)}".encode())
+    digest.update(b"]]")
+    for row in range(0, len(labels), _ROWS):
+        digest.update(labels[row : row + _ROWS].astype(np.uint32).tobytes())
+    return digest.hexdigest()
 
 
 def finish_h5(
@@ -294,23 +313,24 @@ def finish_h5(
             with h5py.File(skeleton, "w", alignment_threshold=IMAGE_BYTES, alignment_interval=IMAGE_OFFSET) as file:
                 offset = _create_empty_images(file, num_images)
                 assert offset == IMAGE_OFFSET, f"h5py put the pixels at {offset}"
-                for name, array in arrays.items():
-                    file.create_dataset(name, data=array, dtype=np.uint32)
+                for name, values in arrays.items():
+                    member = file.create_dataset(name, values.shape, np.uint32)
+                    for row in range(0, len(values), _ROWS):
+                        member[row : row + _ROWS] = values[row : row + _ROWS]
                 file.attrs["fingerprint"] = fingerprint
-            skeleton.seek(pixels_end)
-            tail = skeleton.read()
             skeleton.seek(0)
             head = skeleton.read(IMAGE_OFFSET)
-        with path.open("r+b") as stream:
-            stream.truncate(pixels_end)
-            stream.seek(pixels_end)
-            stream.write(tail)
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.seek(0)
-            stream.write(head)  # last: without it the file is no h5 file
-            stream.flush()
-            os.fsync(stream.fileno())
+            skeleton.seek(pixels_end)
+            with path.open("r+b") as stream:
+                stream.truncate(pixels_end)
+                stream.seek(pixels_end)
+                shutil.copyfileobj(skeleton, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.seek(0)
+                stream.write(head)  # last: without it the file is no h5 file
+                stream.flush()
+                os.fsync(stream.fileno())
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -328,13 +348,16 @@ def _create_empty_images(file: h5py.File, num_images: int) -> int:
 
 
 def write_dataset_json(
-    path: Path, vocab: Vocab, info: Sequence[dict[str, Any]], fingerprint: str, **more: object
+    path: Path, vocab: Vocab, info: Iterable[dict[str, Any]], fingerprint: str, **more: object
 ) -> None:
     """Write the json of a dataset; `more` keys come after those every reader knows.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    content = {"ix_to_word": vocab.ix_to_word, "images": list(info), "tokenizer": vocab.tokenizer}
     with atomic_write(path, "w", encoding="utf-8") as stream:
-        json.dump({**content, "fingerprint": fingerprint, **more}, stream)
+        stream.write(f'{{"ix_to_word": {json.dumps(vocab.ix_to_word)}, "images": [')
+        for index, entry in enumerate(info):  # one at a time: all of them at once take much memory
+            stream.write(f"{', ' if index else ''}{json.dumps(entry)}")
+        rest = json.dumps({"tokenizer": vocab.tokenizer, "fingerprint": fingerprint, **more})
+        stream.write("], " + rest.removeprefix("{"))

@@ -46,7 +46,12 @@ class Record:
 
 
 def read_records(path: str | Path, images_root: str | Path = "") -> list[Record]:
-    """Read a description of pictures and captions in any of the forms above.
+    """`stream_records` as a list."""
+    return list(stream_records(path, images_root))
+
+
+def stream_records(path: str | Path, images_root: str | Path = "") -> Iterator[Record]:
+    """Read a description of pictures and captions in any of the forms above, a list of entries one at a time.
 
     Lines of one picture in a table or JSONL are joined; otherwise records come as they stand in the file, also
     those without captions or with a picture that another one has too.
@@ -60,11 +65,11 @@ def read_records(path: str | Path, images_root: str | Path = "") -> list[Record]
     """
     path = Path(path)
     if path.is_dir():
-        records = _read_folder(path, Path(images_root) if str(images_root) else path)
+        yield from _checked(path, _read_folder(path, Path(images_root) if str(images_root) else path))
     else:
         try:
             with _open_text(path) as stream:
-                records = _read_file(path, stream)
+                yield from _checked(path, _read_file(path, stream))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         except UnicodeDecodeError as error:
@@ -72,26 +77,35 @@ def read_records(path: str | Path, images_root: str | Path = "") -> list[Record]
             raise InputError(
                 f"{path}: line {line} is not {error.encoding.upper()} text", remedy="save the file as UTF-8"
             ) from None
-    if not records:
+
+
+def _checked(path: Path, records: Iterable[Record]) -> Iterator[Record]:
+    """The same records; at their end the mistakes that no single one shows."""
+    without: str | None = None
+    some_have_one = False
+    for record in records:
+        if record.split is not None:
+            some_have_one = True
+        elif without is None:
+            without = record.file_path
+        yield record
+    if without is None and not some_have_one:
         raise InputError(f"{path}: describes no pictures")
-    without = [index for index, record in enumerate(records) if record.split is None]
-    if without and len(without) < len(records):
+    if without is not None and some_have_one:
         raise InputError(
-            f"{path}: {records[without[0]].file_path} has no split, but others have",
-            expected="a split for all of them, or for none",
+            f"{path}: {without} has no split, but others have", expected="a split for all of them, or for none"
         )
-    return records
 
 
-def find_images_root(path: str | Path, records: list[Record], images_root: str) -> Path:
+def find_images_root(path: str | Path, first: Iterable[str], images_root: str) -> Path:
     """The folder that file paths start from: `images_root`, else the folder given as input, else the working
-    folder as in the original, else, where the pictures are not there, the folder of the description."""
+    folder as in the original, else, where the `first` pictures are not there, the folder of the description."""
     path = Path(path)
     if images_root or not path.exists():
         return Path(images_root)
     if path.is_dir():
         return path
-    probes = [record.file_path for record in records[:20]]
+    probes = list(first)
     for root in (Path(), path.parent):
         if any(_is_file(root, probe) for probe in probes):
             return root
@@ -126,7 +140,7 @@ def _line_of_bad_text(path: Path, encoding: str) -> int:
     return 1
 
 
-def _read_file(path: Path, stream: IO[str]) -> list[Record]:
+def _read_file(path: Path, stream: IO[str]) -> Iterator[Record]:
     head = stream.read(_HEAD_CHARACTERS)
     stream.seek(0)
     start = head.lstrip()
@@ -136,16 +150,15 @@ def _read_file(path: Path, stream: IO[str]) -> list[Record]:
         raise InputError(f"{path}: is not text", expected="JSON, JSONL, CSV, TSV or a folder")
     try:
         if start[0] == "[":
-            return list(_entries(path, JsonStream(stream)))
-        if start[0] == "{":
-            if _is_jsonl(head):
-                return _group(_json_lines(path, stream))
-            return _read_object(path, JsonStream(stream))
+            yield from _entries(path, JsonStream(stream))
+        elif start[0] == "{":
+            yield from _group(_json_lines(path, stream)) if _is_jsonl(head) else _read_object(path, JsonStream(stream))
+        elif _TOKEN_LINE.match(start):
+            yield from _group(_token_lines(path, stream))
+        else:
+            yield from _group(_table_rows(path, stream, start))
     except JsonError as error:
         raise InputError(f"{path}: line {error.line} {error.problem}") from None
-    if _TOKEN_LINE.match(start):
-        return _group(_token_lines(path, stream))
-    return _group(_table_rows(path, stream, start))
 
 
 # JSON

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hostile import encoded, photo
 
+from captioner.captions import Tokenised
 from captioner.curate import curate
 from captioner.errors import InputError
 from captioner.jsonstream import JsonError, JsonStream
@@ -96,7 +97,7 @@ def test_folder(tmp_path: Path) -> None:
         Record("img10.jpg", ["Ein Hund im Grün."]),
         Record("sub/c.png", []),
     ]
-    assert find_images_root(tmp_path, records, "") == tmp_path
+    assert find_images_root(tmp_path, [record.file_path for record in records], "") == tmp_path
     assert read_records(tmp_path, tmp_path.parent)[0].file_path == f"{tmp_path.name}/d.jpg"
 
 
@@ -104,9 +105,9 @@ def test_pictures_beside_the_description(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     path = tmp_path / "data.json"
     path.write_text("[]")
-    assert find_images_root(path, EXPECTED, "") == tmp_path
-    assert find_images_root(path, EXPECTED, "elsewhere") == Path("elsewhere")
-    assert find_images_root(path, [Record("nowhere.jpg", [])], "") == Path()
+    assert find_images_root(path, [record.file_path for record in EXPECTED], "") == tmp_path
+    assert find_images_root(path, [], "elsewhere") == Path("elsewhere")
+    assert find_images_root(path, ["nowhere.jpg"], "") == Path()
 
 
 MISTAKES = {
@@ -188,12 +189,12 @@ def test_curate_joins_and_drops() -> None:
         Record("a", ["Two dogs!"], id=1),
         Record("c", ["Three"], id=1),
     ]
-    kept, words, findings = curate(records, "ascii")
-    assert [(r.file_path, r.captions, r.id) for r in kept] == [
-        ("a", ["A dog.", "Two dogs!"], 1),
-        ("c", ["Three"], None),
-    ]
-    assert words == [[("a", "dog"), ("two", "dogs")], [("three",)]]
+    kept, captions, findings = curate(records, "ascii")
+    assert [(picture.file_path, picture.id) for picture in kept] == [("a", 1), ("c", None)]
+    assert [captions[1], captions[0]] == [["Three"], ["A dog.", "Two dogs!"]] and captions.num_captions == 3
+    words = Tokenised(captions, [0, 1], "ascii")
+    for _ in range(2):
+        assert list(words) == [[["a", "dog"], ["two", "dogs"]], [["three"]]]
     assert findings.same_file_twice == ["a"] and findings.duplicate_ids == ["c"]
     assert findings.empty_captions == ["a", "b"] and findings.without_captions == ["b"]
     with pytest.raises(InputError, match="'train' and in 'test'"):

@@ -1,12 +1,12 @@
 """caption-prepro: pictures and captions → a dataset (h5 and json)."""
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from captioner.cli.options import Parser, flag, non_negative, positive, run
 from captioner.errors import InputError
 
 if TYPE_CHECKING:
-    from captioner.curate import Findings
-    from captioner.rawdata import Record
+    from captioner.captions import CaptionFile
+    from captioner.curate import Findings, Picture
 
 log = logging.getLogger(__name__)
 
@@ -61,49 +61,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(opt: argparse.Namespace) -> None:
     """Write the dataset: tidy the records, read the pictures, then decide splits and words over what survived."""
-    from captioner.curate import assign_splits, count_words, curate, describe, statistics
-    from captioner.dataset import encode_labels, finish_h5, write_dataset_json
+    from captioner.captions import Tokenised
+    from captioner.curate import assign_splits, count_words, describe, statistics
+    from captioner.dataset import encode_labels, fingerprint_of, finish_h5, write_dataset_json
     from captioner.prepare import PartialPixels, fill, require_disk_space
     from captioner.text import Vocab
 
     h5_path, json_path = output_paths(opt)
-    root, found = read_input(opt)
-    records, captions, findings = curate(found, opt.tokenizer)
+    root, pictures, captions, findings = read_input(opt, h5_path.parent)
     report_findings(findings)
     skipped = [{"file_path": name, "reason": "has no caption"} for name in findings.without_captions]
-    if not records:
+    if not pictures:
         raise InputError(f"{opt.input_json}: no picture has a caption")
-    paths = [str(root / record.file_path) for record in records]
-    num_captions = sum(len(record.captions) for record in records)
-    require_disk_space(h5_path, len(records), num_captions, opt.max_length)
+    paths = [str(root / picture.file_path) for picture in pictures]
+    require_disk_space(h5_path, len(pictures), captions.num_captions, opt.max_length)
 
     with PartialPixels(h5_path, paths, opt.resume) as partial:
         for index, reason in fill(partial, num_workers(opt)):
             if opt.on_error == "fail":
                 raise InputError(f"{paths[index]}: {reason}", remedy="repair it, or leave out --on_error fail")
             log.warning("skipped %s: %s", paths[index], reason)
-            skipped.append({"file_path": records[index].file_path, "reason": reason})
-        kept = [index for index, reason in enumerate(partial.reasons) if reason is None]
+            skipped.append({"file_path": pictures[index].file_path, "reason": reason})
+        kept = array("q", (index for index, reason in enumerate(partial.reasons) if reason is None))
         if not kept:
             partial.discard()
             raise InputError(
-                f"{opt.input_json}: none of its {len(records)} pictures could be read",
+                f"{opt.input_json}: none of its {len(pictures)} pictures could be read",
                 remedy=f"are they in {root.absolute()}? See --images_root",
             )
-        records = [records[index] for index in kept]
-        captions = [captions[index] for index in kept]
-
-        splits = assign_splits(records, opt.num_val, opt.num_test, opt.seed)
-        counts = count_words(captions)
+        words = Tokenised(captions, kept, opt.tokenizer)
+        splits = assign_splits([pictures[index] for index in kept], opt.num_val, opt.num_test, opt.seed)
+        counts = count_words(words)
         vocab = Vocab.build(counts, opt.word_count_threshold, opt.tokenizer)
-        arrays = encode_labels(captions, vocab, opt.max_length)
-        info = [image_info(record, split) for record, split in zip(records, splits, strict=True)]
-        figures = statistics(captions, splits, counts, vocab, opt.max_length)
+        arrays = encode_labels(words, vocab, opt.max_length)
+        figures = statistics(words, splits, counts, vocab, opt.max_length)
 
-        content = json.dumps([vocab.words, vocab.tokenizer, info]).encode() + arrays[0].tobytes()
-        fingerprint = hashlib.sha256(content).hexdigest()
-        finish_h5(partial.pixels_path, len(records), *arrays, fingerprint)
-        write_dataset_json(json_path, vocab, info, fingerprint, statistics=figures, skipped=skipped)
+        def info() -> Iterator[dict[str, Any]]:
+            for index, split in zip(kept, splits, strict=True):
+                yield image_info(pictures[index], split, captions[index])
+
+        fingerprint = fingerprint_of(vocab, info(), arrays[0])
+        finish_h5(partial.pixels_path, len(kept), *arrays, fingerprint)
+        write_dataset_json(json_path, vocab, info(), fingerprint, statistics=figures, skipped=skipped)
         partial.publish(h5_path)
     print(describe(figures, opt.max_length))
     if skipped:
@@ -129,17 +128,21 @@ def output_paths(opt: argparse.Namespace) -> tuple[Path, Path]:
     return h5_path, json_path
 
 
-def read_input(opt: argparse.Namespace) -> tuple[Path, "list[Record]"]:
-    """The records, and the folder that their paths start from."""
-    from captioner.rawdata import find_images_root, read_records
+def read_input(
+    opt: argparse.Namespace, folder: Path | None = None
+) -> tuple[Path, "list[Picture]", "CaptionFile", "Findings"]:
+    """The folder that paths start from, the pictures with captions, these captions (kept in a file in `folder`), and
+    what was odd."""
+    from captioner.curate import curate
+    from captioner.rawdata import find_images_root, stream_records
 
-    records = read_records(opt.input_json, opt.images_root)
-    if records[0].split is not None and opt.num_val + opt.num_test > 0:
+    pictures, captions, findings = curate(stream_records(opt.input_json, opt.images_root), opt.tokenizer, folder)
+    if pictures and pictures[0].split is not None and opt.num_val + opt.num_test > 0:
         log.info("%s says what is train, val and test: --num_val and --num_test do not apply", opt.input_json)
-    root = find_images_root(opt.input_json, records, opt.images_root)
+    root = find_images_root(opt.input_json, [picture.file_path for picture in pictures[:20]], opt.images_root)
     if not opt.images_root and root != Path():
         log.info("taking pictures from %s", root)
-    return root, records
+    return root, pictures, captions, findings
 
 
 def report_findings(findings: "Findings") -> None:
@@ -153,56 +156,56 @@ def num_workers(opt: argparse.Namespace) -> int:
     return available_cpus() if opt.num_workers is None else opt.num_workers
 
 
-def image_info(record: "Record", split: str) -> dict[str, Any]:
+def image_info(picture: "Picture", split: str, captions: list[str]) -> dict[str, Any]:
     """The json's entry of one picture. Those of val and test carry their captions, to score against."""
-    info: dict[str, Any] = {"split": split, "file_path": record.file_path}
-    if record.id is not None:
-        info["id"] = record.id
+    info: dict[str, Any] = {"split": split, "file_path": picture.file_path}
+    if picture.id is not None:
+        info["id"] = picture.id
     if split != "train":
-        info["captions"] = record.captions
+        info["captions"] = captions
     return info
 
 
 def check(opt: argparse.Namespace) -> None:
     """The doctor: read everything, report, write no dataset."""
-    from captioner.curate import assign_splits, count_words, curate, statistics
+    from captioner.captions import Tokenised
+    from captioner.curate import assign_splits, count_words, statistics
     from captioner.doctor import Fingerprints, misnamed
     from captioner.files import atomic_write
     from captioner.prepare import dataset_bytes, read_with_progress
     from captioner.text import Vocab
 
-    root, found = read_input(opt)
-    records, captions, findings = curate(found, opt.tokenizer)
-    paths = [root / record.file_path for record in records]
+    root, pictures, captions, findings = read_input(opt)
+    paths = [root / picture.file_path for picture in pictures]
     fingerprints = Fingerprints()
     unreadable, wrong_names, kept = [], [], []
     began = time.monotonic()
     for index, result in enumerate(read_with_progress([str(path) for path in paths], num_workers(opt))):
         if isinstance(result, str):
-            unreadable.append({"file_path": records[index].file_path, "reason": result})
+            unreadable.append({"file_path": pictures[index].file_path, "reason": result})
             continue
         kept.append(index)
         fingerprints.add(index, result)
         content = misnamed(paths[index])
         if content:
-            wrong_names.append({"file_path": records[index].file_path, "content": content})
+            wrong_names.append({"file_path": pictures[index].file_path, "content": content})
     seconds = time.monotonic() - began
-    memory = _MEMORY_PER_PROCESS * (num_workers(opt) + 1) + _MEMORY_PER_CAPTION * sum(map(len, captions))
+    memory = _MEMORY_PER_PROCESS * (num_workers(opt) + 1) + _MEMORY_PER_CAPTION * captions.num_captions
 
     splits = dict(
-        zip(kept, assign_splits([records[i] for i in kept], opt.num_val, opt.num_test, opt.seed), strict=True)
+        zip(kept, assign_splits([pictures[i] for i in kept], opt.num_val, opt.num_test, opt.seed), strict=True)
     )
     same = [
         {
-            "file_path": records[pair.second].file_path,
+            "file_path": pictures[pair.second].file_path,
             "split": splits[pair.second],
-            "same_as": records[pair.first].file_path,
+            "same_as": pictures[pair.first].file_path,
             "same_as_split": splits[pair.first],
             "exact": pair.exact,
         }
         for pair in fingerprints.pairs()
     ]
-    of_kept = [captions[index] for index in kept]
+    of_kept = Tokenised(captions, kept, opt.tokenizer)
     counts = count_words(of_kept)
     vocab = Vocab.build(counts, opt.word_count_threshold, opt.tokenizer)
     figures = statistics(of_kept, list(splits.values()), counts, vocab, opt.max_length)
@@ -226,7 +229,9 @@ def check(opt: argparse.Namespace) -> None:
         with atomic_write(opt.output, "w", encoding="utf-8") as stream:
             json.dump(report, stream, indent=1)
     if not kept:
-        raise InputError(f"{opt.input_json}: none of its {len(found)} pictures can be used")
+        raise InputError(
+            f"{opt.input_json}: none of its {len(pictures) + len(findings.without_captions)} pictures can be used"
+        )
 
 
 def report_text(report: dict[str, Any], max_length: int) -> str:
