@@ -37,7 +37,7 @@ def run() -> None:
                     plain(batch)
             plain_rate = 4 * 16 / (time.perf_counter() - started)
             row = {"torchvision VGG16 fp32, images/s": plain_rate}
-            for precision in ("auto", "int8"):
+            for precision in ("bf16", "int8"):
                 first, total = _time_command(photos, precision)
                 rate, steady = NUM_PHOTOS / total, (NUM_PHOTOS - 8) / (total - first)
                 row |= {

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from captioner.checkpoint import ASSETS, Checkpoint, build_model, bundled_model_path, load_checkpoint
 from captioner.device import Precision, inference_dtype, prepare_for_inference
@@ -18,7 +17,7 @@ from captioner.errors import InputError
 from captioner.evaluate import Captioner, require_same_vocabulary
 from captioner.files import atomic_write, cache_folder
 from captioner.images import crop
-from captioner.int8 import Int8Convolutions, measure_ranges, require_int8
+from captioner.int8 import Int8Convolutions, can_int8, measure_ranges, require_int8
 from captioner.loader import Batch
 from captioner.model import CaptionModel
 
@@ -48,17 +47,21 @@ def make_captioner(
     """Build the models of `load_models` and bring them to the device.
 
     Args:
-        precision: of the CNN. "auto" is what suits the first model: imported ones keep to the original's float32.
+        precision: of the CNN. "auto" is what suits the models: imported ones keep to the original's float32; 8-bit
+            integers where the CPU has them and the CNN's scales come with the package, for then it is known what they
+            cost (the model card says it); else half precision where the hardware has it.
         photos: the first photos of the run, that many at most; asked for where 8-bit scales are not known yet.
 
     Raises:
         InputError: this machine cannot compute at that precision.
     """
-    if precision == "auto":
-        precision = checkpoints[0].decoding.get("precision", "auto")
     if precision == "int8":
         require_int8(device)
     models = [build_model(checkpoint) for checkpoint in checkpoints]
+    if precision == "auto":
+        precision = checkpoints[0].decoding.get("precision", "auto")
+    if precision == "auto" and can_int8(device) and all(_stored_ranges(ASSETS, model) for model in models):
+        precision = "int8"
     if precision == "int8":
         for model in models:
             _quantise(model, photos)
@@ -69,8 +72,7 @@ def make_captioner(
 def _quantise(model: CaptionModel, photos: Callable[[int], Iterable[Batch]]) -> None:
     """Replace the convolutions by 8-bit ones, with scales that are known for these weights or measured now."""
     features, pixels = model.encoder.features, model.config.cnn_pixels
-    name = f"int8-{_digest(features, pixels)}.json"
-    ranges = _known_ranges(name)
+    ranges = _stored_ranges(ASSETS, model) or _stored_ranges(cache_folder(), model)
     if ranges is None:
         log.info("int8: measuring activations on the first photos, once for this model")
         dtype = inference_dtype("auto", torch.device("cpu"))
@@ -80,30 +82,28 @@ def _quantise(model: CaptionModel, photos: Callable[[int], Iterable[Batch]]) -> 
         if not images:
             raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
         ranges = measure_ranges(fast, (normalise(crop(some), pixels).to(dtype) for some in images))
-        _keep_ranges(name, ranges)
+        _store_ranges(ranges, cache_folder(), model)
     model.encoder.features = Int8Convolutions(features, pixels, ranges)
 
 
-def _digest(features: nn.Sequential, pixels: str) -> str:
-    digest = hashlib.blake2b(pixels.encode(), digest_size=10)
-    for weights in features.parameters():
+def _ranges_name(model: CaptionModel) -> str:
+    """The same for the same convolutions and pixels."""
+    digest = hashlib.blake2b(model.config.cnn_pixels.encode(), digest_size=10)
+    for weights in model.encoder.features.parameters():
         digest.update(weights.detach().contiguous().numpy().data)
-    return digest.hexdigest()
+    return f"int8-{digest.hexdigest()}.json"
 
 
-def _known_ranges(name: str) -> list[float] | None:
-    """Scales measured earlier: those that come with the bundled model, or of this user's cache."""
-    for folder in (ASSETS, cache_folder()):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
-            return [float(value) for value in json.loads((folder / name).read_text())["ranges"]]
+def _stored_ranges(folder: Path, model: CaptionModel) -> list[float] | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
+        return [float(value) for value in json.loads((folder / _ranges_name(model)).read_text())["ranges"]]
     return None
 
 
-def _keep_ranges(name: str, ranges: Sequence[float]) -> None:
-    folder = cache_folder()
+def _store_ranges(ranges: Sequence[float], folder: Path, model: CaptionModel) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / name, "w") as stream:
+        with atomic_write(folder / _ranges_name(model), "w") as stream:
             json.dump({"ranges": list(ranges)}, stream)
     except (OSError, InputError) as error:
         log.warning("int8: the measured scales cannot be kept (%s)", error)

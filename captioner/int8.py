@@ -23,8 +23,13 @@ GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # of all of VGG16's convolutions: stride
 QUANTILE = 0.95
 
 
+def can_int8(device: torch.device) -> bool:
+    """Whether 8-bit products are fast there, and exact: older CPUs add pairs of them in 16 bits, which overflow."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported()
+
+
 def require_int8(device: torch.device) -> None:
-    """Refuse where 8-bit arithmetic would be slow or, on older CPUs, overflow.
+    """Say what is missing where `can_int8` is false.
 
     Raises:
         InputError: no CPU with VNNI instructions.
@@ -32,7 +37,7 @@ def require_int8(device: torch.device) -> None:
     remedy = "use --precision auto"
     if device.type != "cpu":
         raise InputError("--precision int8 is for CPUs", remedy=f"{remedy}, or --gpuid -1")
-    if not torch.cpu._is_vnni_supported():
+    if not can_int8(device):
         raise InputError("--precision int8 needs a CPU with AVX-512 VNNI instructions", remedy=remedy)
 
 

@@ -136,8 +136,12 @@ def test_the_bundled_model_brings_its_scales(tmp_path, monkeypatch):
         raise AssertionError("photos were asked for")
 
     checkpoint = load_checkpoint(bundled_model_path())
-    captioner = make_captioner([checkpoint], torch.device("cpu"), "int8", no_photos)
-    assert isinstance(captioner.models[0].encoder.features, Int8Convolutions)
+    for precision in ("int8", "auto"):  # with known scales, 8 bits are the default
+        captioner = make_captioner([checkpoint], torch.device("cpu"), precision, no_photos)
+        assert isinstance(captioner.models[0].encoder.features, Int8Convolutions)
+    checkpoint.decoding["precision"] = "fp32"  # as of imported models
+    captioner = make_captioner([checkpoint], torch.device("cpu"), "auto", no_photos)
+    assert next(captioner.models[0].encoder.features.parameters()).dtype == torch.float32
     assert not list(tmp_path.iterdir())
     assert len(list(ASSETS.glob("int8-*.json"))) == 1
 

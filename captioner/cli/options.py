@@ -84,7 +84,8 @@ def add_precision(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
         default="auto",
-        help="of the CNN; auto: bf16 where the hardware has it; int8: CPUs only, twice as fast as bf16",
+        help="of the CNN; int8: CPUs only, twice as fast as bf16; auto: int8 for the bundled CNN, fp32 for imported "
+        "models, else bf16 where the hardware has it",
     )
 
 
