@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -221,6 +222,14 @@ def test_trials_do_not_depend_on_when_a_sweep_was_killed(tmp_path):
     assert len({options["a"] for options in whole}) == 12
     assert all(1e-4 <= o["a"] <= 1e-1 and o["b"] % 8 == 0 and 8 <= o["b"] <= 64 and 0 <= o["d"] <= 1 for o in whole)
     assert {o["c"] for o in whole} == {"x", "y"} and all(type(o["b"]) is int for o in whole)
+
+
+def test_tpe_looks_where_trials_were_good(tmp_path):
+    sweep = Sweep(tmp_path, Ranges({}, {"a": Interval(1e-4, 1e0, log=True), "c": ["x", "y"]}), "tpe", seed=1)
+    for trial, options in sweep.trials(40):
+        sweep.study.tell(trial, abs(math.log10(options["a"]) + 2) + (options["c"] == "y"))
+    last = [trial.params for trial in sweep.study.trials[-10:]]
+    assert sum(params["c"] == "x" and 1e-3 < params["a"] < 1e-1 for params in last) >= 8  # chance: a quarter
 
 
 def test_other_ranges_in_the_same_folder_are_refused(tmp_path):
