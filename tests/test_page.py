@@ -1,128 +1,22 @@
-"""The pages in a real browser: headless Chromium looks at folders that VisWriter, or the original, wrote."""
+"""The page of captions in a real browser: Chromium looks at folders that VisWriter, or the original, wrote."""
 
-import functools
-import http.server
 import json
 import math
 import shutil
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from captioner.vis import VisWriter, page_files
 
+pytest_plugins = ["page_browser"]
 pytestmark = pytest.mark.browser
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 PER_PAGE = 100
-
-
-class Browser:
-    """One Chromium for all tests, and what they ask of it."""
-
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
-
-    def open(self, address: str) -> None:
-        self.driver.get("about:blank")  # an address that differs in its fragment only would not be loaded anew
-        self.driver.get_log("browser")
-        self.driver.get(address)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        return self.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)", selector
-        )
-
-    def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, 30, poll_frequency=0.02).until(lambda _: condition())
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
-
-    def press(self, *keys: str) -> None:
-        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
-
-    def look(self, width: int = 1200, height: int = 800, scheme: str = "light") -> None:
-        """Set the size of the view and the colour scheme of the reader."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def complaints(self) -> list[str]:
-        """What the page left on the browser's console: errors, and what its content policy stopped."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
-    assert program and driver_program, "install Debian's chromium and chromium-driver (scripts/test does)"
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    # Containers run as root and have little shared memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(driver_program))
-    yield Browser(driver)
-    driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    chromium.look()
-    return chromium
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """`python -m http.server`, with a list of what was asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.requests: list[str] = []
-        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
-        self.address = f"http://127.0.0.1:{self.server_port}/"
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    server: Server
-
-    def log_request(self, *_: object) -> None:
-        self.server.requests.append(self.path)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Path], Server]]:
-    servers = []
-
-    def start(folder: Path) -> Server:
-        servers.append(Server(folder))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def _described(caption: str, *probabilities: float) -> dict[str, Any]:
@@ -380,98 +274,3 @@ def test_dark_and_narrow_views(browser, serve, folder):
         browser.look(width)
         background()
         assert browser.run("return document.documentElement.scrollWidth") <= width
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    """vis/ with the page beside runs/ with two reports as caption-train writes them."""
-    VisWriter(tmp_path / "vis").finish([])
-    for name, rate, scores in (("a", 4e-4, True), ("b", 1e-3, False)):
-        report = {
-            "iter": 200,
-            "opt": {"learning_rate": rate, "rnn_size": 512},
-            "loss_history": {str(i): 5 * math.exp(-rate * i) for i in range(200, -1, -25)},
-            "val_loss_history": {"0": 5.0, "100": None, "200": 4.5 if scores else 4.0},
-            "val_lang_stats_history": {"0": None, "100": {"CIDEr": 0.3, "Bleu_4": 0.1}, "200": {"CIDEr": 0.25}}
-            if scores
-            else {},
-            "val_predictions": [],
-        }
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "model_id.json").write_text(json.dumps(report))
-    return tmp_path
-
-
-TWO_RUNS = "vis/train.html#report=../runs/a/model_id.json&report=../runs/b/model_id.json"
-
-
-def test_runs_are_drawn_side_by_side(browser, serve, site):
-    browser.open(serve(site).address + TWO_RUNS)
-    browser.wait(lambda: len(browser.all(".chart")) == 3)
-    assert browser.texts(".chart h2") == ["Loss", "CIDEr", "Bleu_4"]
-    assert len(browser.all(".chart:first-child path.line")) == 4
-    assert browser.texts("#runs tbody th") == ["a/model_id", "b/model_id"]
-    a, b = browser.all("#runs tbody tr")
-    assert "loss 4.500 at 200, CIDEr 0.300 at 100" in a.text
-    assert "loss 4.000 at 200" in b.text
-    assert browser.texts("#options tbody tr")[0] == "learning_rate0.00040.001"
-    assert browser.complaints() == []
-
-
-def test_a_line_stands_where_its_numbers_say(browser, serve, site):
-    browser.open(serve(site).address + TWO_RUNS)
-    browser.wait(lambda: browser.all(".chart"))
-    # CIDEr: 0.3 at iteration 100, 0.25 at 200: the first point is at the top left, the second at the bottom right.
-    path = browser.all(".chart")[1].find_element(By.CSS_SELECTOR, "path.line").get_attribute("d")
-    (x1, y1), (x2, y2) = (map(float, point.split()) for point in path[1:].split("L"))
-    assert x1 < x2
-    assert y1 < y2
-    ticks = browser.run(
-        "return [...document.querySelectorAll('.chart')[1].querySelectorAll('text[text-anchor=end]')]"
-        ".map((text) => [Number(text.textContent), Number(text.getAttribute('y')) - 4])"
-    )
-    for value, y in ticks:
-        assert y == pytest.approx(y1 + (0.3 - value) / 0.05 * (y2 - y1), abs=0.2)
-
-
-def test_values_are_read_with_keys_and_runs_can_be_hidden(browser, serve, site):
-    browser.open(serve(site).address + TWO_RUNS)
-    browser.wait(lambda: browser.all(".chart svg"))
-    browser.run("document.querySelector('#smooth').value = 0; document.querySelector('.chart svg').focus()")
-    browser.press(Keys.HOME)
-    assert browser.texts(".chart:first-child .met") == [
-        "iteration 0",
-        "a/model_id, training 5.000",
-        "a/model_id, validation 5.000",
-        "b/model_id, training 5.000",
-        "b/model_id, validation 5.000",
-    ]
-    browser.all("#runs input")[0].click()
-    assert browser.texts(".chart h2") == ["Loss"]
-    assert len(browser.all("path.line")) == 2
-    browser.one("#log").click()
-    assert len(browser.all("path.line")) == 2
-
-
-def test_reports_of_the_original_can_be_chosen(browser, serve, site, reference):
-    browser.open(serve(site).address + "vis/train.html")
-    browser.wait(lambda: "report=../runs" in browser.one("#notice").text)
-    chooser = browser.one("#notice input")
-    chooser.send_keys(f"{reference / 'train_run_report.json'}\n{site / 'runs' / 'a' / 'model_id.json'}")
-    browser.wait(lambda: len(browser.all("#runs tbody tr")) == 2)
-    assert browser.texts("#runs tbody th") == ["train_run_report", "model_id"]
-    assert "loss 1.411 at 150" in browser.all("#runs tbody tr")[0].text
-
-
-def test_wrong_reports_are_named_and_the_others_drawn(browser, serve, site):
-    (site / "runs" / "list.json").write_text("[]")
-    (site / "runs" / "cut.json").write_text('{"loss_history": {"0": ')
-    wrong = ["../runs/list.json", "../runs/cut.json", "../runs/gone.json", "https://example.org/x.json"]
-    query = "&".join(f"report={name}" for name in ["../runs/a/model_id.json", *wrong])
-    browser.look(360)
-    browser.open(serve(site).address + "vis/train.html#" + query)
-    browser.wait(lambda: browser.all(".chart"))
-    for name in wrong:
-        assert name in browser.one("#notice").text
-    assert browser.texts("#runs tbody th") == ["model_id"]
-    assert browser.run("return document.documentElement.scrollWidth") <= 360

@@ -298,6 +298,8 @@ class Outputs:
         from captioner.results import write_results
 
         if self.num_done and not totals.num_captioned and totals.num_skipped == self.num_done:
+            if self.journal:
+                self.journal.remove()  # there is nothing to go on from
             raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
         scores = self._score() if self.opt.language_eval else {}
         if self.journal:
