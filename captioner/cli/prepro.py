@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # For the doctor's estimate, as measured on Linux (bench/prepro.py).
 _MEMORY_PER_PROCESS = 180_000_000
-_MEMORY_PER_CAPTION = 1_000
+_MEMORY_PER_CAPTION = 150
 
 _SHOWN = 20  # names per list of the doctor's text; --output has them all
 
