@@ -44,7 +44,10 @@ def make_decoder(device: torch.device, dtype: torch.dtype) -> Decoder:
     decoder = Decoder(V, WIDTH, WIDTH).eval()
     with torch.no_grad():
         decoder.output.bias[-1] = -30
-    return decoder.to(device, dtype)
+    decoder.to(device, dtype)
+    if dtype == torch.bfloat16 and device.type == "cpu":  # as caption-eval does
+        decoder.pack()
+    return decoder
 
 
 def decode(decoder: Decoder, features: torch.Tensor, options: SearchOptions) -> object:
@@ -55,7 +58,7 @@ def decode(decoder: Decoder, features: torch.Tensor, options: SearchOptions) -> 
 
 @torch.inference_mode()
 def bare_products(decoder: Decoder, features: torch.Tensor, beam_size: int) -> None:
-    """The linear layers of the steps: one row per image for the image and for START, then one per beam."""
+    """torch's linear layers of the steps: one row per image for the image and for START, then one per beam."""
     lstm, output = decoder.lstm, decoder.output
     first = features.to(output.weight.dtype)
     later = first.repeat(beam_size, 1)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from captioner.lstm import lstm_layer
+from captioner.packed import PackedLinear
 
 # Rows of logits that the loss has in hand at once: with 10,000 words 10 MB, which a CPU's cache holds. A GPU wants
 # large blocks, and has the memory.
@@ -49,6 +50,7 @@ class Decoder(nn.Module):
         # nn.LSTM would warn about dropout that one layer has no use for.
         self.lstm = nn.LSTM(encoding_size, rnn_size, num_layers, dropout=drop_prob if num_layers > 1 else 0.0)
         self.output = nn.Linear(rnn_size, vocab_size + 1)
+        self.packed: list[tuple[PackedLinear, PackedLinear]] = []  # of each LSTM layer after `pack`: input and hidden
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -120,6 +122,12 @@ class Decoder(nn.Module):
         columns = (targets - 1).to(device, non_blocking=True)
         return output_loss(self._dropout(hidden), self.output.weight, self.output.bias, columns), len(targets)
 
+    def pack(self) -> None:
+        """Prepare for searches in bfloat16 on a CPU, as PackedLinear describes; only `start` and `step` work then."""
+        layers = [self._lstm_weights(layer) for layer in range(self.lstm.num_layers)]
+        self.packed = [(PackedLinear(w_ih, b_ih), PackedLinear(w_hh, b_hh)) for w_ih, w_hh, b_ih, b_hh in layers]
+        self.output = PackedLinear(self.output.weight, self.output.bias)
+
     def start(self, features: Tensor) -> State:
         """State after the image step, for features (R, E); the next token to feed is START."""
         weight = self.output.weight
@@ -147,8 +155,12 @@ class Decoder(nn.Module):
         """
         h, c = [], []
         for layer in range(self.lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
-            gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
+            if self.packed:
+                from_input, from_hidden = self.packed[layer]
+                gates = from_input(inputs) + from_hidden(state[0][layer])
+            else:
+                w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
+                gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
             i, f, g, o = _widen(gates).chunk(4, dim=1)
             cell = f.sigmoid() * state[1][layer] + i.sigmoid() * g.tanh()
             inputs = (o.sigmoid() * cell.tanh()).to(inputs.dtype)

@@ -60,7 +60,7 @@ def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The CNN's number format for captioning; "auto" is bfloat16 where the hardware multiplies it natively."""
     if precision != "auto":
         return PRECISIONS[precision]
-    if _multiplies_bf16(device):
+    if multiplies_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else torch.float32
 
@@ -73,10 +73,11 @@ def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         )
     if precision != "auto":
         return PRECISIONS[precision]
-    return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has instructions for products in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

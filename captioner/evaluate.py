@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.device import prepare_for_inference
+from captioner.device import multiplies_bf16, prepare_for_inference
 from captioner.errors import InputError
 from captioner.loader import Batch
 from captioner.model import CaptionModel
@@ -70,8 +70,12 @@ class Captioner:
             model.to(device).eval()
             for module in model.encoder.cnn_modules():
                 prepare_for_inference(module, dtype)
-        own = dtype == torch.float32
-        self.decoders = [model.decoder if own else copy.deepcopy(model.decoder).to(dtype) for model in self.models]
+        self.decoders = [model.decoder for model in self.models]
+        if dtype != torch.float32:
+            self.decoders = [copy.deepcopy(decoder).to(dtype) for decoder in self.decoders]
+        if dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bf16(device):
+            for decoder in self.decoders:
+                decoder.pack()
 
     def encode(self, batch: Batch) -> list[Tensor]:
         """float32 (N, E) of each model, from pixels or from cached CNN features."""

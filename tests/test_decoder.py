@@ -1,5 +1,6 @@
 """The language model against the original's numbers, finite differences and plain loops."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.decoder import Decoder, caption_targets
+from captioner.device import multiplies_bf16
 
 MODELS = ("model_1layer", "model_2layer", "train_run")
 
@@ -217,6 +219,22 @@ def test_stepping_gives_what_the_forward_pass_gives(layers):
         step, state = decoder.step(tokens, state)
         torch.testing.assert_close(step, logprobs[:, t + 1])
         tokens = labels[:, min(t, 6)].clamp(min=1)
+
+
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this CPU has no bfloat16 instructions")
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("rows", [1, 16, 48])
+@torch.inference_mode()
+def test_packed_weights_give_the_same_steps(layers, rows):
+    decoder = make_decoder(300, 32, 64, layers).to(torch.bfloat16)
+    packed = copy.deepcopy(decoder)
+    packed.pack()
+    features, tokens = torch.randn(rows, 32), torch.randint(1, 302, (rows,))
+    wanted, found = decoder.start(features), packed.start(features)
+    for _ in range(3):
+        (wanted_logprobs, wanted), (logprobs, found) = decoder.step(tokens, wanted), packed.step(tokens, found)
+        assert logprobs.dtype == torch.float32
+        torch.testing.assert_close(logprobs, wanted_logprobs, atol=0.03, rtol=0.01)
 
 
 def test_half_precision_weights_give_float32_logprobs():
