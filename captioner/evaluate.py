@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.device import multiplies_bf16, prepare_for_inference
+from captioner.device import prepare_for_inference
 from captioner.errors import InputError
 from captioner.loader import Batch
 from captioner.model import CaptionModel
+from captioner.packed import can_pack
 from captioner.search import Hypothesis, SearchOptions, ensemble_step, search
 from captioner.text import Vocab
 
@@ -73,7 +74,7 @@ class Captioner:
         self.decoders = [model.decoder for model in self.models]
         if dtype != torch.float32:
             self.decoders = [copy.deepcopy(decoder).to(dtype) for decoder in self.decoders]
-        if dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bf16(device):
+        if dtype == torch.bfloat16 and can_pack(device):
             for decoder in self.decoders:
                 decoder.pack()
 

@@ -25,7 +25,9 @@ QUANTILE = 0.95
 
 def can_int8(device: torch.device) -> bool:
     """Whether 8-bit products are fast there, and exact: older CPUs add pairs of them in 16 bits, which overflow."""
-    return device.type == "cpu" and torch.cpu._is_vnni_supported()
+    # The operators are not of torch's documented interface: a version without them shall caption, if slower.
+    known = hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")
+    return device.type == "cpu" and torch.cpu._is_vnni_supported() and known
 
 
 def require_int8(device: torch.device) -> None:
@@ -38,7 +40,7 @@ def require_int8(device: torch.device) -> None:
     if device.type != "cpu":
         raise InputError("--precision int8 is for CPUs", remedy=f"{remedy}, or --gpuid -1")
     if not can_int8(device):
-        raise InputError("--precision int8 needs a CPU with AVX-512 VNNI instructions", remedy=remedy)
+        raise InputError("--precision int8 needs a CPU with AVX-512 VNNI, and a PyTorch that uses it", remedy=remedy)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.decoder import Decoder, caption_targets
-from captioner.device import multiplies_bf16
+from captioner.packed import can_pack
 
 MODELS = ("model_1layer", "model_2layer", "train_run")
 
@@ -221,7 +221,7 @@ def test_stepping_gives_what_the_forward_pass_gives(layers):
         tokens = labels[:, min(t, 6)].clamp(min=1)
 
 
-@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this CPU has no bfloat16 instructions")
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this CPU has no bfloat16 instructions")
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("rows", [1, 16, 48])
 @torch.inference_mode()
