@@ -1,13 +1,10 @@
-"""A training run as seen from outside: its files, its log lines, and requests to stop it."""
+"""A training run as seen from outside: its files and its log lines."""
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from captioner.checkpoint import (
     Checkpoint,
@@ -119,29 +116,3 @@ class Progress:
             else "",
         )
         self._since, self._iteration, self._waited = now, iteration, 0.0
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; the second one ends the process at once.
-
-    `signal` is 0 until then, afterwards the signal's number.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = number
-        log.info("stopping after this iteration; once more stops at once, without saving")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 
 # Data flow down this list; a part imports only parts above it. A package is one part.
 ORDER = """
-    errors files text images jsonstream rawdata captions curate reading dataset prepare doctor loader
+    errors files signals text images jsonstream rawdata captions curate reading dataset prepare doctor loader
     device encoder packed lstm decoder model int8 search optim features metrics evaluate likelihood results vis
     checkpoint inference convert transfer sources alarms events training validation plan runs recipes
     sweep sweep_results cli

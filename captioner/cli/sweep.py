@@ -1,16 +1,14 @@
 """caption-sweep: search for good training options (original: the scripts in cv/)."""
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from captioner.cli.options import Parser, non_negative, positive, run
 from captioner.cli.train_options import build_parser as train_parser
 from captioner.errors import InputError
 from captioner.files import require_writable_folder
+from captioner.signals import Interruption
 
 
 def build_parser() -> Parser:
@@ -54,33 +52,11 @@ def sweep(opt: argparse.Namespace) -> int:
                     table = write_results(study)
             except KeyboardInterrupt:
                 workers.stop()
-                return 128 + interruption.number
+                return 128 + interruption.signal
     print(markdown(table))
     if not any(row["state"] == "done" for row in table):
         raise InputError("no trial succeeded", remedy=f"see the reasons above and the logs in {folder}")
     return 0
-
-
-class Interruption:
-    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and remembers it; ignores more, since saving takes time."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if not self.number:
-            self.number = number
-            raise KeyboardInterrupt
 
 
 def devices_of(opt: argparse.Namespace) -> list[int]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.dataset import Dataset
     from captioner.device import Processes
     from captioner.model import CaptionModel
-    from captioner.runs import StopRequest
+    from captioner.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(stages: list[argparse.Namespace]) -> int:
     """Run one stage after the other (without --preset there is one); returns the exit code."""
     from captioner.device import choose_device, keep_freed_memory, process_group
-    from captioner.runs import StopRequest
+    from captioner.signals import StopRequest
 
     for opt in stages:
         check_options(opt)
