@@ -60,30 +60,34 @@ def make_captioner(
     models = [build_model(checkpoint) for checkpoint in checkpoints]
     if precision == "auto":
         precision = checkpoints[0].decoding.get("precision", "auto")
-    if precision == "auto" and can_int8(device) and all(_stored_ranges(ASSETS, model) for model in models):
-        precision = "int8"
-    if precision == "int8":
-        for model in models:
-            _quantise(model, photos)
+    if precision == "int8" or (precision == "auto" and can_int8(device)):
+        names = [_ranges_name(model) for model in models]  # takes as long as reading all weights, so only once
+        shipped = [_stored_ranges(ASSETS / name) for name in names]
+        if precision == "int8" or all(shipped):
+            precision = "int8"
+            for model, name, ranges in zip(models, names, shipped, strict=True):
+                ranges = ranges or _own_ranges(model, cache_folder() / name, photos)
+                features = model.encoder.features
+                model.encoder.features = Int8Convolutions(features, model.config.cnn_pixels, ranges)
     dtype = inference_dtype("auto" if precision == "int8" else precision, device)
     return Captioner(models, checkpoints[0].vocab, device, dtype)
 
 
-def _quantise(model: CaptionModel, photos: Callable[[int], Iterable[Batch]]) -> None:
-    """Replace the convolutions by 8-bit ones, with scales that are known for these weights or measured now."""
-    features, pixels = model.encoder.features, model.config.cnn_pixels
-    ranges = _stored_ranges(ASSETS, model) or _stored_ranges(cache_folder(), model)
+def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterable[Batch]]) -> list[float]:
+    """The scales of the 8-bit convolutions, from this user's cache or measured now."""
+    ranges = _stored_ranges(path)
     if ranges is None:
         log.info("int8: measuring activations on the first photos, once for this model")
         dtype = inference_dtype("auto", torch.device("cpu"))
-        fast = copy.deepcopy(features)
+        fast = copy.deepcopy(model.encoder.features)
         prepare_for_inference(fast, dtype)
         images = [batch.images for batch in photos(CALIBRATION_PHOTOS) if batch.images is not None]
         if not images:
             raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
+        pixels = model.config.cnn_pixels
         ranges = measure_ranges(fast, (normalise(crop(some), pixels).to(dtype) for some in images))
-        _store_ranges(ranges, cache_folder(), model)
-    model.encoder.features = Int8Convolutions(features, pixels, ranges)
+        _store_ranges(ranges, path)
+    return ranges
 
 
 def _ranges_name(model: CaptionModel) -> str:
@@ -94,16 +98,16 @@ def _ranges_name(model: CaptionModel) -> str:
     return f"int8-{digest.hexdigest()}.json"
 
 
-def _stored_ranges(folder: Path, model: CaptionModel) -> list[float] | None:
+def _stored_ranges(path: Path) -> list[float] | None:
     with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
-        return [float(value) for value in json.loads((folder / _ranges_name(model)).read_text())["ranges"]]
+        return [float(value) for value in json.loads(path.read_text())["ranges"]]
     return None
 
 
-def _store_ranges(ranges: Sequence[float], folder: Path, model: CaptionModel) -> None:
+def _store_ranges(ranges: Sequence[float], path: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / _ranges_name(model), "w") as stream:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "w") as stream:
             json.dump({"ranges": list(ranges)}, stream)
     except (OSError, InputError) as error:
         log.warning("int8: the measured scales cannot be kept (%s)", error)
