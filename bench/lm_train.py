@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.coco_shaped import CAPTIONS, V, random_captions
+from bench.gpu_train import make_trainer
 from bench.timing import interleave, milliseconds, ratio
 from captioner.decoder import caption_targets
-from captioner.device import Processes, keep_freed_memory
+from captioner.device import keep_freed_memory
 from captioner.loader import Batch
-from captioner.model import CaptionModel, ModelConfig
-from captioner.training import Rule, Trainer
+from captioner.model import ModelConfig
 
 WIDTH, IMAGES = 512, 16
 ORIGINAL_MS = 496
@@ -51,18 +51,7 @@ def run() -> None:
 def our_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], object]:
     """What caption-train runs for a batch with cached features."""
     config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=(1,) * 12 + (WIDTH,))
-    trainer = Trainer(
-        CaptionModel(config).to(features.device),
-        lm_rule=Rule("adam", learning_rate=4e-4, alpha=0.8, beta=0.999, epsilon=1e-8),
-        cnn_rule=None,
-        finetune_from_block=1,
-        grad_clip=0.1,
-        cnn_weight_decay=0.0,
-        accumulate=1,
-        dtype=dtype,
-        seed=0,
-        processes=Processes(),
-    )
+    trainer = make_trainer(config, features.device, dtype)
     image_of_caption = torch.arange(IMAGES, device=features.device).repeat_interleave(CAPTIONS)
     batch = Batch(
         [{}] * IMAGES, list(range(IMAGES)), features=features, labels=labels, image_of_caption=image_of_caption
