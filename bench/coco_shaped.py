@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from captioner.dataset import Dataset
-from captioner.images import read_image
+from captioner.data.dataset import Dataset
+from captioner.data.images import read_image
 
 V, CAPTIONS, LONGEST = 9567, 5, 16
 # Words per caption of COCO's training captions: mean, standard deviation and the least, cut at LONGEST.

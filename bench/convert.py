@@ -26,7 +26,7 @@ IMPORTS = f"import re, torch, captioner.convert.neuraltalk2; {PEAK}"
 
 def run() -> None:
     """Print the table; about 2 GB of temporary files."""
-    from captioner.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS
+    from captioner.model.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS
 
     sys.path.insert(0, str(ROOT / "tests"))
     torch7 = importlib.import_module("torch7_writer")

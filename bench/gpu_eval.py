@@ -10,11 +10,11 @@ import torch
 from bench import search
 from bench.coco_shaped import V, make_dataset
 from bench.timing import interleave, ratio
-from captioner.dataset import Dataset
-from captioner.device import inference_dtype, keep_freed_memory
-from captioner.evaluate import Captioner, Totals, evaluate
-from captioner.loader import dataset_batches, shares
-from captioner.model import CaptionModel, ModelConfig
+from captioner.data.batches import dataset_batches, shares
+from captioner.data.dataset import Dataset
+from captioner.inference.captioner import Captioner, Totals, evaluate
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.runtime.device import inference_dtype, keep_freed_memory
 from captioner.search import SearchOptions
 
 BATCHES = (16, 64, 256)

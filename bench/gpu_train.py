@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from bench.coco_shaped import CAPTIONS, V, make_dataset
-from captioner.dataset import Dataset
-from captioner.device import Processes, keep_freed_memory, training_dtype
-from captioner.loader import TrainingBatches, prefetch
-from captioner.model import CaptionModel, ModelConfig
-from captioner.training import Rule, Trainer
+from captioner.data.batches import TrainingBatches, prefetch
+from captioner.data.dataset import Dataset
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.runtime.device import Processes, keep_freed_memory, training_dtype
+from captioner.training.trainer import Rule, Trainer
 
 EPOCH_IMAGES = 113_287
 TARGETS = {"frozen": 60, "fine-tuning": 180}  # seconds an epoch

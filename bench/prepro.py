@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from bench.timing import interleave, ratio
-from captioner.images import read_image
-from captioner.reading import read_images
+from captioner.data.decode_pool import read_images
+from captioner.data.images import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared/data/flickr8k_originals/images"

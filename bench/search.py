@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.timing import interleave, milliseconds, ratio
-from captioner.decoder import Decoder
+from captioner.model.decoder import Decoder
 from captioner.search import SearchOptions, search
 
 V, WIDTH, WORDS = 9567, 512, 16

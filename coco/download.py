@@ -30,9 +30,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from captioner.cli.options import Parser, non_negative, positive, run
+from captioner.data.images import read_image, usual_formats
 from captioner.errors import InputError
-from captioner.files import atomic_write, require_writable_folder
-from captioner.images import read_image, usual_formats
+from captioner.runtime.files import atomic_write, require_writable_folder
 
 log = logging.getLogger("download")
 

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from captioner.cli.options import Parser, run
+from captioner.data.records import Record, read_records
 from captioner.errors import InputError
-from captioner.files import atomic_write
-from captioner.rawdata import Record, read_records
+from captioner.runtime.files import atomic_write
 
 IMAGES_URL = "http://images.cocodataset.org"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.encoder import Encoder
+from captioner.model.encoder import Encoder
 
 # Tiny models: a second thread costs more than it brings.
 torch.set_num_threads(1)

@@ -23,8 +23,8 @@ import h5py
 import numpy as np
 import torch
 
-from captioner.checkpoint import load_checkpoint, load_resume_state
-from captioner.encoder import Encoder
+from captioner.model.checkpoint import load_checkpoint, load_resume_state
+from captioner.model.encoder import Encoder
 
 ITERATIONS = 48
 WORDS = ["a", "red", "green", "blue", "dark", "bright", "picture", "wall"]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.alarms import LossTrend, warn_of_captions, warn_of_pixels
-from captioner.checkpoint import bundled_model_path, load_checkpoint
 from captioner.convert.torchvision import read_cnn_weights
-from captioner.encoder import TORCHVISION_STD, Encoder
-from captioner.model import CaptionModel, ModelConfig
-from captioner.runs import Progress
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import bundled_model_path, load_checkpoint
+from captioner.model.encoder import TORCHVISION_STD, Encoder
+from captioner.training.health_checks import LossTrend, warn_of_captions, warn_of_pixels
+from captioner.training.run_files import Progress
 
 
 def warnings_of(losses: list[float], vocab_size: int, window: int, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -151,7 +151,7 @@ def test_captions_are_alike_from_nine_of_ten_on(caplog):
 def test_the_log_says_when_data_come_too_slowly(waits, fires, caplog, monkeypatch):
     """A clock that only goes on while a batch is awaited, and while it is worked on: a second each iteration."""
     now = [0.0]
-    monkeypatch.setattr("captioner.runs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("captioner.training.run_files.time.monotonic", lambda: now[0])
     caplog.set_level(logging.INFO)
 
     def batches():

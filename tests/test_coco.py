@@ -14,8 +14,8 @@ from types import ModuleType
 import pytest
 from hostile import encoded, photo
 
+from captioner.data.records import read_records
 from captioner.errors import InputError
-from captioner.rawdata import read_records
 
 COCO = Path(__file__).resolve().parents[1] / "coco"
 PICTURE = encoded(photo(160, 120), "JPEG", quality=95)

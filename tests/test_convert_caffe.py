@@ -11,8 +11,8 @@ from caffe_writer import NAMES, narrow_net, written
 
 from captioner.convert.caffe import read_caffemodel
 from captioner.convert.torchvision import read_cnn_weights
-from captioner.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 from captioner.errors import InputError
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 
 KINDS = ("v1", "new", "new_double")
 

@@ -14,9 +14,9 @@ import torchvision
 from caffe_writer import narrow_net, written
 from torch7_writer import checkpoint, dumps
 
-from captioner.checkpoint import build_model, load_checkpoint
 from captioner.cli.convert import main
 from captioner.convert.torchvision import read_cnn_weights
+from captioner.model.checkpoint import build_model, load_checkpoint
 
 WIDE = {"encoding_size": 24, "rnn_size": 32, "words": 40, "fc_width": 48}
 

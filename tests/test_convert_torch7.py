@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch7_writer import DTYPES, Function, Instance, Storage, Tensor, checkpoint, dumps, tensor
 
-from captioner.convert.mapping import map_file
+from captioner.convert.mapped_file import map_file
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2, parse_neuraltalk2, to_checkpoint
 from captioner.convert.torch7 import TorchObject, parse_torch7
 from captioner.errors import InputError

@@ -12,8 +12,8 @@ import torch
 import torchvision
 
 from captioner.convert.torchvision import IMAGENET_URL, read_cnn_weights
-from captioner.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 from captioner.errors import InputError
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
 
 WIDTHS = (2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
 FC = 7

@@ -6,9 +6,16 @@ import h5py
 import numpy as np
 import pytest
 
-from captioner.dataset import IMAGE_BYTES, IMAGE_OFFSET, Dataset, encode_labels, finish_h5, write_dataset_json
+from captioner.data.dataset import (
+    IMAGE_BYTES,
+    IMAGE_OFFSET,
+    Dataset,
+    encode_labels,
+    finish_h5,
+    write_dataset_json,
+)
+from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.text import Vocab
 
 VOCAB = Vocab(["a", "dog", "UNK"])
 CAPTIONS = [[["a", "dog"], ["a", "cat", "a"]], [["dog"]], [["a"] * 9]]

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioner.decoder import Decoder, caption_targets
-from captioner.packed import can_pack
+from captioner.model.decoder import Decoder, caption_targets
+from captioner.model.kernels.packed_linear import can_pack
 
 MODELS = ("model_1layer", "model_2layer", "train_run")
 

@@ -14,9 +14,9 @@ import torch
 from conftest import TINY_WORDS
 from PIL import Image
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
-from captioner.model import CaptionModel, ModelConfig
-from captioner.text import Vocab
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_decoder import make_decoder
 
-from captioner.device import Processes
-from captioner.evaluate import Captioner
-from captioner.loader import Batch
-from captioner.model import CaptionModel, ModelConfig
+from captioner.data.batches import Batch
+from captioner.data.vocabulary import Vocab
+from captioner.inference.captioner import Captioner
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.runtime.device import Processes
 from captioner.search import SearchOptions, search
-from captioner.text import Vocab
-from captioner.training import Rule, Trainer
+from captioner.training.trainer import Rule, Trainer
 
 CONFIG = ModelConfig(12, 6, encoding_size=16, rnn_size=24, drop_prob_lm=0.0, cnn_layer="pool5", conv_widths=(8,) * 13)
 

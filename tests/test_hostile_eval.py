@@ -7,10 +7,10 @@ import pytest
 import torch
 from hostile import make_hostile_folder
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import eval as caption_eval
-from captioner.model import CaptionModel, ModelConfig
-from captioner.text import Vocab
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 
 
 def save_model(path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from hostile import encoded, exif, make_hostile_folder, photo
 from PIL import Image, ImageOps
 
+from captioner.data.images import crop, decode_for_display, decode_image, list_images, read_image
 from captioner.errors import InputError
-from captioner.images import crop, decode_for_display, decode_image, list_images, read_image
 
 
 def pillow_bilinear(picture: Image.Image) -> np.ndarray:

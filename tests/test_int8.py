@@ -9,13 +9,20 @@ from conftest import TINY_WORDS
 from PIL import Image
 from torch.nn.functional import conv2d, max_pool2d
 
-from captioner.checkpoint import ASSETS, Checkpoint, build_model, bundled_model_path, load_checkpoint, save_checkpoint
-from captioner.encoder import Encoder, normalise
+from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.inference import make_captioner
-from captioner.int8 import Int8Convolutions, measure_ranges, require_int8
-from captioner.model import CaptionModel, ModelConfig
-from captioner.text import Vocab
+from captioner.inference.load import make_captioner
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import (
+    ASSETS,
+    Checkpoint,
+    build_model,
+    bundled_model_path,
+    load_checkpoint,
+    save_checkpoint,
+)
+from captioner.model.encoder import Encoder, normalise
+from captioner.model.kernels.int8 import Int8Convolutions, measure_ranges, require_int8
 
 WIDTHS = (8, 8, 16, 16, 16, 24, 24, 24, 24, 32, 32, 32, 32)
 
@@ -149,7 +156,7 @@ def test_the_bundled_model_brings_its_scales(tmp_path, monkeypatch):
 @needs_vnni
 @torch.inference_mode()
 def test_real_photos_keep_their_features(shared, tmp_path, monkeypatch):
-    from captioner.images import list_images, read_image
+    from captioner.data.images import list_images, read_image
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     paths = list_images(shared / "data/flickr8k_originals/images")[:6]

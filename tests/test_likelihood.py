@@ -10,13 +10,13 @@ import torch
 from conftest import TINY_WORDS
 from PIL import Image
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
-from captioner.decoder import Decoder
-from captioner.evaluate import Captioner
-from captioner.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
-from captioner.loader import Batch
-from captioner.model import CaptionModel, ModelConfig
-from captioner.text import Vocab
+from captioner.data.batches import Batch
+from captioner.data.vocabulary import Vocab
+from captioner.inference.captioner import Captioner
+from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.decoder import Decoder
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 CONFIG = ModelConfig(

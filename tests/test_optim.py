@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captioner.errors import InputError
-from captioner.optim import RULES, clip_elementwise, learning_rate, make_optimizer
+from captioner.training.optim import RULES, clip_elementwise, learning_rate, make_optimizer
 
 TRACES = Path(__file__).parent / "data" / "neuraltalk2" / "optim.json"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.checkpoint import load_checkpoint
-from captioner.decoder import Decoder
+from captioner.model.checkpoint import load_checkpoint
+from captioner.model.decoder import Decoder
 
 CAPTIONS = 2  # per image
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]

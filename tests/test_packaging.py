@@ -28,7 +28,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name in ("captioner", "vis"):
         ignore = shutil.ignore_patterns("__pycache__", "imgs", "vis.json", "scores.json")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     sdist = _build("build_sdist", source, folder)
     with tarfile.open(sdist) as archive:
@@ -65,7 +65,7 @@ def test_the_installed_package_writes_its_page(archives, tmp_path):
     with zipfile.ZipFile(archives[1]) as wheel:
         wheel.extractall(tmp_path / "site")
     code = (
-        "from captioner.vis import VisWriter; import captioner; print(captioner.__file__, VisWriter('out').finish([]))"
+        "import captioner, captioner.output.page as page; print(captioner.__file__, page.VisWriter('out').finish([]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

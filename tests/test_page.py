@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from captioner.vis import VisWriter, page_files
+from captioner.output.page import VisWriter, page_files
 
 pytest_plugins = ["page_browser"]
 pytestmark = pytest.mark.browser

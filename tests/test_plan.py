@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.checkpoint import load_checkpoint
-from captioner.plan import LiveMemory
+from captioner.model.checkpoint import load_checkpoint
+from captioner.training.plan import LiveMemory
 
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 300, "--input_encoding_size", 200, "--gpuid", -1, "--batch_size", 4]
 SMALL += ["--seq_per_img", 2, "--num_workers", 0, "--cnn_pixels", "caffe"]

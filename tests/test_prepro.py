@@ -18,9 +18,9 @@ from hostile import encoded, make_hostile_folder, photo
 from PIL import Image
 
 from captioner.cli import prepro
-from captioner.dataset import Dataset
+from captioner.data.dataset import Dataset
+from captioner.data.images import read_image
 from captioner.errors import InputError
-from captioner.images import read_image
 
 real_context = multiprocessing.get_context
 SENTENCES = ["A dog runs on the grass.", "The dog jumps over a red ball!", "Two men sit.", "A cat, a cat and a cat"]
@@ -157,7 +157,7 @@ def one_error_line(capsys: pytest.CaptureFixture) -> str:
 
 
 def test_a_repaired_picture_is_used_when_a_run_is_continued(raw: Path) -> None:
-    from captioner.prepare import PartialPixels
+    from captioner.data.build import PartialPixels
 
     photos = raw.parent / "photos"
     whole = (photos / "3.jpg").read_bytes()
@@ -209,12 +209,12 @@ def test_not_enough_room(raw: Path, capsys: pytest.CaptureFixture, monkeypatch: 
 def test_a_disk_that_fills_up_on_the_way(
     raw: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import captioner.prepare
+    import captioner.data.build
 
     def full(stream: object, data: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(captioner.prepare, "_write_all", full)
+    monkeypatch.setattr(captioner.data.build, "_write_all", full)
     assert run(raw) == 1
     assert "No space left on device" in one_error_line(capsys)
     monkeypatch.undo()
@@ -321,7 +321,7 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
     argv += ["--output_h5", str(tmp_path / "data.h5"), "--output_json", str(tmp_path / "data.json")]
     # Syncing after each picture makes every moment one to continue from.
     program = (
-        "import sys, captioner.prepare as p; p._SYNC_SECONDS = 0; from captioner.cli import prepro;"
+        "import sys, captioner.data.build as p; p._SYNC_SECONDS = 0; from captioner.cli import prepro;"
         " sys.exit(prepro.main(sys.argv[1:]))"
     )
     partial = tmp_path / "data.h5.partial"
@@ -349,8 +349,8 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["finish_h5", "write_dataset_json", "publish"])
 @pytest.mark.parametrize("after", [False, True])
 def test_stopped_while_finishing(raw: Path, monkeypatch: pytest.MonkeyPatch, moment: str, after: bool) -> None:
-    from captioner import dataset
-    from captioner.prepare import PartialPixels
+    from captioner.data import dataset
+    from captioner.data.build import PartialPixels
 
     owner = PartialPixels if moment == "publish" else dataset
     step = getattr(owner, moment)
@@ -374,7 +374,7 @@ def test_stopped_while_finishing(raw: Path, monkeypatch: pytest.MonkeyPatch, mom
 
 def test_two_runs_on_one_file(raw: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("fcntl")
-    from captioner.prepare import PartialPixels
+    from captioner.data.build import PartialPixels
 
     with PartialPixels(raw.parent / "data.h5", ["a"]):
         assert run(raw) == 1
@@ -382,19 +382,19 @@ def test_two_runs_on_one_file(raw: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_decoder_that_hangs_or_crashes_costs_one_picture(tmp_path: Path) -> None:
-    from captioner import reading
+    from captioner.data import decode_pool
 
     entries = make_photos(tmp_path, 6)
     paths = [str(tmp_path / entry["file_path"]) for entry in entries]
     results = []
-    stream = reading.read_images(paths, 1)
+    stream = decode_pool.read_images(paths, 1)
     for index, result in enumerate(stream):
         results.append(result)
         if index == 0:
             stream.gi_frame.f_locals["pool"].workers[0].process.kill()
     reasons = [result for result in results if isinstance(result, str)]
     assert len(results) == 6 and len(reasons) <= 1 and all("crashed" in reason for reason in reasons)
-    stuck = list(reading.read_images(paths, 2, seconds_per_image=0.0))
+    stuck = list(decode_pool.read_images(paths, 2, seconds_per_image=0.0))
     assert len(stuck) == 6 and all(isinstance(r, np.ndarray) or "did not finish" in r for r in stuck)
 
 
@@ -402,14 +402,14 @@ def test_a_reading_process_that_cannot_start(
     raw: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """No picture is blamed, and nothing is written, when the fault is ours."""
-    from captioner import reading
+    from captioner.data import decode_pool
 
     def refuse(connection: object, name: str) -> None:
         raise SystemExit(1)
 
-    monkeypatch.setattr(reading, "_work", refuse)
-    monkeypatch.setattr(reading.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    monkeypatch.setattr(reading.multiprocessing, "get_context", lambda _: real_context("fork"))
+    monkeypatch.setattr(decode_pool, "_work", refuse)
+    monkeypatch.setattr(decode_pool.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(decode_pool.multiprocessing, "get_context", lambda _: real_context("fork"))
     assert run(raw, "--num_workers", "2") == 1
     assert "ended while it was starting" in capfd.readouterr().err
     assert not (raw.parent / "data.h5").exists()

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from hostile import encoded, photo
 
-from captioner.captions import Tokenised
-from captioner.curate import curate
+from captioner.data.caption_file import Tokenised
+from captioner.data.clean import curate
+from captioner.data.json_stream import JsonError, JsonStream
+from captioner.data.records import Record, find_images_root, read_records
 from captioner.errors import InputError
-from captioner.jsonstream import JsonError, JsonStream
-from captioner.rawdata import Record, find_images_root, read_records
 
 EXPECTED = [
     Record("a.jpg", ["A dog, running.", "One dog."]),
@@ -166,9 +166,9 @@ def test_a_file_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_streamed_values_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    import captioner.jsonstream
+    import captioner.data.json_stream
 
-    monkeypatch.setattr(captioner.jsonstream, "_CHUNK", 3)
+    monkeypatch.setattr(captioner.data.json_stream, "_CHUNK", 3)
     values = [1, -2.5e10, True, None, 'ü\n"', [], {}, [[1], {"a": [2]}], 123456789012345678901]
     text = json.dumps(values, indent=1)
     assert list(JsonStream(io.StringIO(text)).elements()) == values

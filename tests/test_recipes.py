@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.checkpoint import load_checkpoint
 from captioner.cli.train_options import build_parser, stages_of
-from captioner.recipes import PRESETS
+from captioner.model.checkpoint import load_checkpoint
+from captioner.training.presets import PRESETS
 
 # A network small enough for a test; options given come before the recipe's.
 TINY = ["--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4, "--seq_per_img", 2]

@@ -15,13 +15,13 @@ import pytest
 import torch
 from reference_set import REFERENCE
 
-from captioner.checkpoint import build_model
 from captioner.cli import convert as convert_command
 from captioner.cli import eval as eval_command
 from captioner.convert.neuraltalk2 import load_neuraltalk2
-from captioner.encoder import normalise
-from captioner.images import crop, read_image
-from captioner.model import CaptionModel
+from captioner.data.images import crop, read_image
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import build_model
+from captioner.model.encoder import normalise
 from captioner.search import Hypothesis, SearchOptions, search
 
 whole_set = pytest.mark.skipif(

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from reference_set import REFERENCE
 
-from captioner.checkpoint import Checkpoint, build_model
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
-from captioner.encoder import normalise
-from captioner.images import crop
-from captioner.model import CaptionModel
+from captioner.data.images import crop
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import Checkpoint, build_model
+from captioner.model.encoder import normalise
 from captioner.search import SearchOptions, search
 
 STEMS = sorted(path.stem for path in REFERENCE.glob("*.t7"))

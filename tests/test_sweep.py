@@ -19,8 +19,8 @@ import pytest
 
 from captioner.cli.sweep import build_parser, devices_of
 from captioner.errors import InputError
-from captioner.sweep import Interval, Ranges, Sweep, Workers, alone_in
-from captioner.sweep_results import write_results
+from captioner.sweep.results import write_results
+from captioner.sweep.study import Interval, Ranges, Sweep, Workers, alone_in
 
 ROOT = Path(__file__).parents[1]
 SEED = 10  # of these ranges: a trial that works, then one that does not

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.data.vocabulary import Vocab, tokenise
 from captioner.errors import InputError
-from captioner.text import Vocab, tokenise
 
 
 def test_ascii_is_the_original_rule() -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, load_checkpoint, load_resume_state, save_checkpoint
-from captioner.decoder import Decoder
-from captioner.model import CaptionModel
-from captioner.text import Vocab
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import Checkpoint, load_checkpoint, load_resume_state, save_checkpoint
+from captioner.model.decoder import Decoder
 
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]

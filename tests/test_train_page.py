@@ -9,7 +9,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from captioner.vis import VisWriter
+from captioner.output.page import VisWriter
 
 pytest_plugins = ["page_browser"]
 pytestmark = pytest.mark.browser

@@ -6,11 +6,11 @@ import h5py
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, build_model, load_checkpoint
-from captioner.decoder import Decoder
-from captioner.model import CaptionModel, ModelConfig
-from captioner.text import Vocab
-from captioner.transfer import grow_vocab
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.checkpoint import Checkpoint, build_model, load_checkpoint
+from captioner.model.decoder import Decoder
+from captioner.model.grow_vocab import grow_vocab
 
 OLD = ["a", "dog", "cat", "runs", "UNK"]
 NEW = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import vis
+from captioner import output
 from captioner.errors import InputError
-from captioner.vis import LONGEST_SIDE, VisWriter, safe_name
+from captioner.output.page import LONGEST_SIDE, VisWriter, safe_name
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -43,7 +43,7 @@ def test_a_finished_folder_holds_page_rows_scores_and_pictures(writer):
     assert json.loads((writer.folder / "scores.json").read_text()) == {"CIDEr": 0.5}
     assert image == "imgs/img1.jpg"
     assert {path.name for path in writer.folder.iterdir()} == {"vis.json", "scores.json", "imgs"} | {
-        path.name for path in vis.page_files()
+        path.name for path in output.page.page_files()
     }
 
 
@@ -172,7 +172,7 @@ def test_the_working_copy_is_its_own_page(tmp_path, monkeypatch):
     page = tmp_path / "index.html"
     page.write_text("<!DOCTYPE html>")
     before = page.stat()
-    monkeypatch.setattr(vis, "page_files", lambda: [page])
+    monkeypatch.setattr(output.page, "page_files", lambda: [page])
     VisWriter(tmp_path).finish([])
     assert page.stat().st_ino == before.st_ino
 

@@ -9,7 +9,7 @@ from captioner.cli.options import Parser, run
 from captioner.errors import InputError
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
-    from captioner.checkpoint import Checkpoint
+    from captioner.model.checkpoint import Checkpoint
 
 Kind = Literal["torch7", "caffe", "pytorch"]
 
@@ -111,7 +111,7 @@ def kind_of(path: Path) -> Kind:
 
 def load(path: Path, kind: Kind) -> "Checkpoint":
     """A checkpoint of either kind."""
-    from captioner.checkpoint import load_checkpoint
+    from captioner.model.checkpoint import load_checkpoint
 
     if kind == "torch7":
         from captioner.convert.neuraltalk2 import load_neuraltalk2
@@ -126,7 +126,7 @@ def state_dict_of(path: Path) -> list:
     """The names and tensors of a plain PyTorch state_dict; empty where the file is something else."""
     import torch
 
-    from captioner.checkpoint import load_plain
+    from captioner.model.checkpoint import load_plain
 
     content = load_plain(path)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
 from captioner.errors import InputError
-from captioner.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write, require_writable_folder
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     import torch
 
-    from captioner.checkpoint import Checkpoint
-    from captioner.evaluate import Captioner, Evaluated, Totals
-    from captioner.loader import Batch
+    from captioner.data.batches import Batch
+    from captioner.inference.captioner import Captioner, Evaluated, Totals
+    from captioner.inference.sources import Source
+    from captioner.model.checkpoint import Checkpoint
     from captioner.search import SearchOptions
-    from captioner.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
     check_options(opt)
 
-    from captioner.device import choose_device, keep_freed_memory, process_group
-    from captioner.evaluate import Totals, evaluate
-    from captioner.inference import load_models, make_captioner
-    from captioner.loader import shares
+    from captioner.data.batches import shares
+    from captioner.inference.captioner import Totals, evaluate
+    from captioner.inference.load import load_models, make_captioner
+    from captioner.runtime.device import choose_device, keep_freed_memory, process_group
 
     keep_freed_memory()
     device = choose_device(opt.gpuid)
@@ -161,9 +161,9 @@ def dumps_page(opt: argparse.Namespace) -> bool:
 
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
-    from captioner.dataset import Dataset
-    from captioner.evaluate import require_same_vocabulary
-    from captioner.sources import open_coco_list, open_folder, open_split
+    from captioner.data.dataset import Dataset
+    from captioner.inference.captioner import require_same_vocabulary
+    from captioner.inference.sources import open_coco_list, open_folder, open_split
 
     if opt.image_folder:
         limit = -1 if opt.num_images is None else opt.num_images
@@ -225,8 +225,8 @@ class Outputs:
     """
 
     def __init__(self, opt: argparse.Namespace, source: "Source", captioner: "Captioner") -> None:
-        from captioner.results import Journal, require_known_suffix
-        from captioner.vis import VisWriter
+        from captioner.output.page import VisWriter
+        from captioner.output.results import Journal, require_known_suffix
 
         self.opt, self.source, self.vocab = opt, source, captioner.vocab
         self.output = Path(opt.output) if opt.output else None
@@ -259,7 +259,7 @@ class Outputs:
 
     def add(self, evaluated: "Evaluated") -> None:
         """Take the captions of a batch; batches come in order."""
-        from captioner.evaluate import result_rows
+        from captioner.inference.captioner import result_rows
 
         for name, reason in evaluated.skipped:
             log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
@@ -295,7 +295,7 @@ class Outputs:
         Raises:
             InputError: not a single picture could be read.
         """
-        from captioner.results import write_results
+        from captioner.output.results import write_results
 
         if self.num_done and not totals.num_captioned and totals.num_skipped == self.num_done:
             if self.journal:

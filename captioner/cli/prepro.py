@@ -14,8 +14,8 @@ from captioner.cli.options import Parser, flag, non_negative, positive, run
 from captioner.errors import InputError
 
 if TYPE_CHECKING:
-    from captioner.captions import CaptionFile
-    from captioner.curate import Findings, Picture
+    from captioner.data.caption_file import CaptionFile
+    from captioner.data.clean import Findings, Picture
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(opt: argparse.Namespace) -> None:
     """Write the dataset: tidy the records, read the pictures, then decide splits and words over what survived."""
-    from captioner.captions import Tokenised
-    from captioner.curate import assign_splits, count_words, describe, statistics
-    from captioner.dataset import encode_labels, fingerprint_of, finish_h5, write_dataset_json
-    from captioner.prepare import PartialPixels, fill, require_disk_space
-    from captioner.text import Vocab
+    from captioner.data.build import PartialPixels, fill, require_disk_space
+    from captioner.data.caption_file import Tokenised
+    from captioner.data.clean import assign_splits, count_words, describe, statistics
+    from captioner.data.dataset import encode_labels, fingerprint_of, finish_h5, write_dataset_json
+    from captioner.data.vocabulary import Vocab
 
     h5_path, json_path = output_paths(opt)
     root, pictures, captions, findings = read_input(opt, h5_path.parent)
@@ -112,7 +112,7 @@ def prepare(opt: argparse.Namespace) -> None:
 
 def output_paths(opt: argparse.Namespace) -> tuple[Path, Path]:
     """Where the dataset goes, proven to be writable and not to be the input."""
-    from captioner.files import require_writable_folder
+    from captioner.runtime.files import require_writable_folder
 
     h5_path, json_path = Path(opt.output_h5), Path(opt.output_json)
     if opt.output:
@@ -133,8 +133,8 @@ def read_input(
 ) -> tuple[Path, "list[Picture]", "CaptionFile", "Findings"]:
     """The folder that paths start from, the pictures with captions, these captions (kept in a file in `folder`), and
     what was odd."""
-    from captioner.curate import curate
-    from captioner.rawdata import find_images_root, stream_records
+    from captioner.data.clean import curate
+    from captioner.data.records import find_images_root, stream_records
 
     pictures, captions, findings = curate(stream_records(opt.input_json, opt.images_root), opt.tokenizer, folder)
     if pictures and pictures[0].split is not None and opt.num_val + opt.num_test > 0:
@@ -151,7 +151,7 @@ def report_findings(findings: "Findings") -> None:
 
 
 def num_workers(opt: argparse.Namespace) -> int:
-    from captioner.reading import available_cpus
+    from captioner.data.decode_pool import available_cpus
 
     return available_cpus() if opt.num_workers is None else opt.num_workers
 
@@ -168,12 +168,12 @@ def image_info(picture: "Picture", split: str, captions: list[str]) -> dict[str,
 
 def check(opt: argparse.Namespace) -> None:
     """The doctor: read everything, report, write no dataset."""
-    from captioner.captions import Tokenised
-    from captioner.curate import assign_splits, count_words, statistics
-    from captioner.doctor import Fingerprints, misnamed
-    from captioner.files import atomic_write
-    from captioner.prepare import dataset_bytes, read_with_progress
-    from captioner.text import Vocab
+    from captioner.data.build import dataset_bytes, read_with_progress
+    from captioner.data.caption_file import Tokenised
+    from captioner.data.clean import assign_splits, count_words, statistics
+    from captioner.data.near_duplicates import Fingerprints, misnamed
+    from captioner.data.vocabulary import Vocab
+    from captioner.runtime.files import atomic_write
 
     root, pictures, captions, findings = read_input(opt)
     paths = [root / picture.file_path for picture in pictures]
@@ -236,7 +236,7 @@ def check(opt: argparse.Namespace) -> None:
 
 def report_text(report: dict[str, Any], max_length: int) -> str:
     """The doctor's report to read."""
-    from captioner.curate import describe
+    from captioner.data.clean import describe
 
     lines: list[str] = []
 

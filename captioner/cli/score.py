@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
 from captioner.errors import InputError
-from captioner.files import atomic_write
+from captioner.runtime.files import atomic_write
 
 if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argument errors are instant
-    from captioner.loader import Batch
+    from captioner.data.batches import Batch
     from captioner.metrics.pairing import Joined, Pair, Reference
 
 log = logging.getLogger(__name__)
@@ -123,11 +123,11 @@ def _judge(opt: argparse.Namespace) -> None:
     """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 
-    from captioner.device import choose_device, keep_freed_memory
-    from captioner.inference import load_models, make_captioner
-    from captioner.likelihood import likelihoods, result_rows
-    from captioner.loader import file_batches, shares
-    from captioner.results import require_known_suffix, write_results
+    from captioner.data.batches import file_batches, shares
+    from captioner.inference.likelihood import likelihoods, result_rows
+    from captioner.inference.load import load_models, make_captioner
+    from captioner.output.results import require_known_suffix, write_results
+    from captioner.runtime.device import choose_device, keep_freed_memory
 
     if opt.output:
         require_known_suffix(Path(opt.output))

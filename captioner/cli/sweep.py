@@ -7,8 +7,8 @@ from pathlib import Path
 from captioner.cli.options import Parser, non_negative, positive, run
 from captioner.cli.train_options import build_parser as train_parser
 from captioner.errors import InputError
-from captioner.files import require_writable_folder
-from captioner.signals import Interruption
+from captioner.runtime.files import require_writable_folder
+from captioner.runtime.signals import Interruption
 
 
 def build_parser() -> Parser:
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sweep(opt: argparse.Namespace) -> int:
     """Run the trials that are left; the table goes to stdout. Returns the exit code."""
-    from captioner.sweep import Sweep, Workers, alone_in, read_ranges
-    from captioner.sweep_results import markdown, write_results
+    from captioner.sweep.results import markdown, write_results
+    from captioner.sweep.study import Sweep, Workers, alone_in, read_ranges
 
     known = [action.dest for action in train_parser()._actions]
     ranges = read_ranges(Path(opt.ranges), known)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner import recipes
 from captioner.cli.options import run
 from captioner.cli.train_options import build_parser, check_options, stages_of
 from captioner.cli.train_setup import (
@@ -21,16 +20,17 @@ from captioner.cli.train_setup import (
     require_matching,
     validation_images,
 )
-from captioner.files import require_writable_folder
+from captioner.runtime.files import require_writable_folder
+from captioner.training import presets
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     import torch
 
-    from captioner.checkpoint import ResumeState
-    from captioner.dataset import Dataset
-    from captioner.device import Processes
-    from captioner.model import CaptionModel
-    from captioner.signals import StopRequest
+    from captioner.data.dataset import Dataset
+    from captioner.model.caption_model import CaptionModel
+    from captioner.model.checkpoint import ResumeState
+    from captioner.runtime.device import Processes
+    from captioner.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(stages: list[argparse.Namespace]) -> int:
     """Run one stage after the other (without --preset there is one); returns the exit code."""
-    from captioner.device import choose_device, keep_freed_memory, process_group
-    from captioner.signals import StopRequest
+    from captioner.runtime.device import choose_device, keep_freed_memory, process_group
+    from captioner.runtime.signals import StopRequest
 
     for opt in stages:
         check_options(opt)
@@ -85,19 +85,19 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
     import numpy as np
     import torch
 
-    from captioner.alarms import LossTrend, warn_of_pixels
-    from captioner.checkpoint import build_model
-    from captioner.dataset import Dataset
-    from captioner.device import training_dtype
-    from captioner.events import EventLog
-    from captioner.loader import TrainingBatches, prefetch
-    from captioner.optim import learning_rate
-    from captioner.runs import Progress
-    from captioner.training import LossMonitor
-    from captioner.validation import Validation
+    from captioner.data.batches import TrainingBatches, prefetch
+    from captioner.data.dataset import Dataset
+    from captioner.model.checkpoint import build_model
+    from captioner.runtime.device import training_dtype
+    from captioner.training.health_checks import LossTrend, warn_of_pixels
+    from captioner.training.optim import learning_rate
+    from captioner.training.run_files import Progress
+    from captioner.training.tensorboard import EventLog
+    from captioner.training.trainer import LossMonitor
+    from captioner.training.validation import Validation
 
     if opt.preset:
-        log.info("%s", recipes.describe(opt.preset, opt.stage, vars(opt)))
+        log.info("%s", presets.describe(opt.preset, opt.stage, vars(opt)))
     require_writable_folder(opt.checkpoint_path or ".", "checkpoints")
     files = files_of(opt)
     dataset = Dataset.open(opt.input_h5, opt.input_json)
@@ -116,7 +116,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
         trainer.restore_optimizers(resumed.optimizers, str(files.resume))
         log.info("resumed at iteration %d", record.iteration)
     elif processes.is_main:
-        later = [files_of(opt, stage) for stage in recipes.STAGES if opt.stage and stage > opt.stage]
+        later = [files_of(opt, stage) for stage in presets.STAGES if opt.stage and stage > opt.stage]
         for earlier_run in (files, *later):
             earlier_run.keep_previous()
         if opt.cnn_model != "random" or opt.start_from:
@@ -197,7 +197,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
 
 def find_resume_state(opt: argparse.Namespace, own: Path) -> "ResumeState | None":
     """The state to go on from, as --resume asks; None starts afresh."""
-    from captioner.checkpoint import load_resume_state
+    from captioner.model.checkpoint import load_resume_state
 
     if not opt.resume or (opt.resume == "auto" and not own.exists()):
         return None

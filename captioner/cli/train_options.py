@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from captioner.cli.options import Parser, flag, non_negative, positive
 from captioner.errors import InputError
-from captioner.recipes import PRESETS
+from captioner.training.presets import PRESETS
 
 log = logging.getLogger(__name__)
 

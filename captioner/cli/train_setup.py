@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner import recipes
 from captioner.errors import InputError
+from captioner.training import presets
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     import numpy as np
     import torch
 
-    from captioner.checkpoint import Checkpoint
-    from captioner.dataset import Dataset
-    from captioner.device import Processes
-    from captioner.model import CaptionModel
-    from captioner.runs import RunFiles
-    from captioner.training import Trainer
+    from captioner.data.dataset import Dataset
+    from captioner.model.caption_model import CaptionModel
+    from captioner.model.checkpoint import Checkpoint
+    from captioner.runtime.device import Processes
+    from captioner.training.run_files import RunFiles
+    from captioner.training.trainer import Trainer
 
 
 def files_of(opt: argparse.Namespace, stage: int | None = None) -> "RunFiles":
     """The files of a run; those of a stage of it, by default its own, carry the stage's number in their names."""
-    from captioner.runs import RunFiles
+    from captioner.training.run_files import RunFiles
 
     stage = stage or opt.stage
     return RunFiles(Path(opt.checkpoint_path or "."), opt.id + (f"_stage{stage}" if stage else ""))
@@ -47,10 +47,10 @@ def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint
     """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
     import torch
 
-    from captioner.checkpoint import Checkpoint, bundled_model_path, load_checkpoint
     from captioner.convert.torchvision import read_cnn_weights
-    from captioner.model import CaptionModel, ModelConfig
-    from captioner.transfer import grow_vocab
+    from captioner.model.caption_model import CaptionModel, ModelConfig
+    from captioner.model.checkpoint import Checkpoint, bundled_model_path, load_checkpoint
+    from captioner.model.grow_vocab import grow_vocab
 
     decoding = {"suppress_unk": 1}
     if opt.start_from:
@@ -102,7 +102,7 @@ def make_trainer(
     opt: argparse.Namespace, model: "CaptionModel", dtype: "torch.dtype", processes: "Processes"
 ) -> "Trainer":
     """The update rules as the options name them."""
-    from captioner.training import Rule, Trainer
+    from captioner.training.trainer import Rule, Trainer
 
     epsilon = opt.optim_epsilon
     cnn_rule = Rule(opt.cnn_optim, opt.cnn_learning_rate, opt.cnn_optim_alpha, opt.cnn_optim_beta, epsilon)
@@ -122,8 +122,8 @@ def make_trainer(
 
 def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset") -> "np.ndarray | None":
     """The cached CNN features, computed by the main process if need be; None without --cache_features."""
-    from captioner.device import inference_dtype
-    from captioner.features import cached_features
+    from captioner.runtime.device import inference_dtype
+    from captioner.training.feature_cache import cached_features
 
     if not opt.cache_features:
         return None
@@ -147,7 +147,7 @@ def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset
 
 def plan(stages: list[argparse.Namespace], device: "torch.device", processes: "Processes") -> Iterator[str]:
     """What --plan 1 prints, line by line; nothing is written or fetched, and no state is looked for."""
-    from captioner.dataset import Dataset
+    from captioner.data.dataset import Dataset
 
     record = None  # stage 2 goes on with the model of stage 1, which needs no training to be measured
     for opt in stages:
@@ -158,7 +158,7 @@ def plan(stages: list[argparse.Namespace], device: "torch.device", processes: "P
             record = fresh_checkpoint(argparse.Namespace(**{**vars(opt), **weights}), dataset)
             require_matching(record, dataset, opt)
         if opt.preset:
-            yield recipes.describe(opt.preset, opt.stage, vars(opt))
+            yield presets.describe(opt.preset, opt.stage, vars(opt))
         yield from plan_stage(opt, record, dataset, device, processes)
 
 
@@ -166,9 +166,9 @@ def plan_stage(
     opt: argparse.Namespace, record: "Checkpoint", dataset: "Dataset", device: "torch.device", processes: "Processes"
 ) -> Iterator[str]:
     """The plan of one stage: measure a few iterations of this process's share, with the CNN frozen and fine-tuned."""
-    from captioner.checkpoint import build_model
-    from captioner.device import Processes, inference_dtype, training_dtype
-    from captioner.plan import Plan, measure, seconds_per_image, stand_in_features, validation_bytes
+    from captioner.model.checkpoint import build_model
+    from captioner.runtime.device import Processes, inference_dtype, training_dtype
+    from captioner.training.plan import Plan, measure, seconds_per_image, stand_in_features, validation_bytes
 
     indices = dataset.captioned_indices("train")
     val_indices = validation_images(opt, dataset)

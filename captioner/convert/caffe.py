@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.convert.mapping import Mapping, copy_float32, map_file
-from captioner.encoder import CONV_NAMES, CONVS_BEFORE_POOL, FC_NAMES, LAST_GRID
+from captioner.convert.mapped_file import Mapping, copy_float32, map_file
 from captioner.errors import InputError
+from captioner.model.encoder import CONV_NAMES, CONVS_BEFORE_POOL, FC_NAMES, LAST_GRID
 
 CAFFE_CONV_NAMES = tuple(
     f"conv{block}_{i}" for block, count in enumerate(CONVS_BEFORE_POOL, 1) for i in range(1, count + 1)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint, StorageType, save_checkpoint
 from captioner.convert.torchvision import PIXELS_KEY
-from captioner.encoder import Pixels
 from captioner.errors import InputError
-from captioner.files import atomic_write
+from captioner.model.checkpoint import Checkpoint, StorageType, save_checkpoint
+from captioner.model.encoder import Pixels
+from captioner.runtime.files import atomic_write
 
 FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.float16: "F16"}

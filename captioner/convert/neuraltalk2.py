@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from captioner.checkpoint import Checkpoint
-from captioner.convert.mapping import Mapping, copy_float32, map_file
+from captioner.convert.mapped_file import Mapping, copy_float32, map_file
 from captioner.convert.torch7 import TorchObject, parse_torch7
-from captioner.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
+from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.model import ModelConfig
-from captioner.text import Vocab
+from captioner.model.caption_model import ModelConfig
+from captioner.model.checkpoint import Checkpoint
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from captioner.convert.mapping import Mapping
+from captioner.convert.mapped_file import Mapping
 from captioner.errors import InputError
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, OLD_RECURSIVE_FUNCTION, RECURSIVE_FUNCTION = range(9)

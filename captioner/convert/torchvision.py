@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.checkpoint import load_plain
 from captioner.convert.caffe import read_caffemodel
-from captioner.encoder import CONV_NAMES, FC_NAMES, LAST_GRID, VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 from captioner.errors import InputError
+from captioner.model.checkpoint import load_plain
+from captioner.model.encoder import (
+    CONV_NAMES,
+    FC_NAMES,
+    LAST_GRID,
+    VGG16_FC_WIDTH,
+    VGG16_WIDTHS,
+    CnnLayer,
+    Pixels,
+)
 
 log = logging.getLogger(__name__)
 

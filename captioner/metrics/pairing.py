@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from captioner.data.records import read_records
 from captioner.errors import InputError
-from captioner.rawdata import read_records
 
 _NAME_KEYS = ("file_path", "file_name", "filename", "image")
 _HEAD_CHARACTERS = 2**16  # enough to tell a file's form

@@ -8,14 +8,14 @@ runs it). The tokeniser here needs no Java and follows the same conventions; on 
   - it knows fewer abbreviations, so `w. centre` loses its full stop;
   - `22 3/4` is two words everywhere (the Java program joins them by a no-break space).
 Scripts without spaces (Han, Kana, Thai, ..) are split into characters, as models prepared with the tokeniser `unicode`
-of `captioner.text` write them; the Java program takes a whole sentence for one word.
+of `captioner.data.vocabulary` write them; the Java program takes a whole sentence for one word.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
-from captioner.text import tokenise
+from captioner.data.vocabulary import tokenise
 
 # Written with a full stop that belongs to the word; forms such as u.s. are recognised by their shape.
 _ABBREVIATIONS = frozenset(

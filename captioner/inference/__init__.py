@@ -1,0 +1,1 @@
+"""Pictures in, captions or likelihoods out."""

@@ -1,0 +1,173 @@
+"""log p(caption | image) of given captions: ranking candidates, and finding captions that belong to another picture.
+
+A low probability alone finds rare words and long sentences. What finds a caption of another picture is its gain: how
+much likelier the model finds it with its own picture than with others (an estimate of pointwise mutual information).
+
+Letters: M captions, D words of the longest, V words, E encoding.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from captioner.data.batches import Batch
+from captioner.data.vocabulary import Vocab, tokenise
+from captioner.inference.captioner import Captioner
+from captioner.model.decoder import Decoder, caption_targets
+
+NUM_OTHERS = 4  # pictures that a caption is also judged with; twice as many find no more
+CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the model thinks of one caption.
+
+    Attributes:
+        words: as the model reads them; a word it does not know is UNK.
+        word_logprobs: natural logarithms, one per word and one for END.
+        unknown: the words it does not know.
+        gain: log p(caption | image) − log of its mean probability with other pictures; None without other pictures or
+            if the model can never say it. Below 0 it suits others better.
+    """
+
+    words: tuple[str, ...]
+    word_logprobs: tuple[float, ...]
+    unknown: tuple[str, ...]
+    gain: float | None = None
+
+    @property
+    def logprob(self) -> float:
+        """log p(caption | image), over the words and END; −inf if it has a word that the model can never say."""
+        return sum(self.word_logprobs)
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities: comparable between lengths, in 0..1."""
+        return math.exp(self.logprob / len(self.word_logprobs))
+
+
+def likelihoods(
+    captioner: Captioner, batches: Iterable[Batch], captions: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, list[Likelihood]]]:
+    """Judge the captions of every image; several models average their probabilities.
+
+    All images are encoded first, then each caption is judged with its own and with NUM_OTHERS other images, evenly
+    spread over the run. How images are batched does not matter.
+
+    Args:
+        batches: the images; those that could not be read are left out.
+        captions: for each position of the run, the captions of that image.
+
+    Yields:
+        The position of an image and what the model thinks of its captions, in their order.
+    """
+    encodings: dict[int, list[Tensor]] = {}  # by position, (E,) of each model
+    with torch.inference_mode():
+        for batch in batches:
+            if batch.positions:
+                rows = zip(*captioner.encode(batch.to(captioner.device)), strict=True)
+                encodings.update(zip(batch.positions, map(list, rows), strict=True))
+    positions = list(encodings)
+    num_others = min(NUM_OTHERS, len(positions) - 1)
+    for place, position in enumerate(positions):
+        spread = [(place + k * len(positions) // (num_others + 1)) % len(positions) for k in range(num_others + 1)]
+        with torch.inference_mode():
+            own, *others = (_judge(captioner, encodings[positions[i]], captions[position]) for i in spread)
+        yield position, [_with_gain(one, elsewhere) for one, *elsewhere in zip(own, *others, strict=True)]
+
+
+def _with_gain(own: Likelihood, elsewhere: Sequence[Likelihood]) -> Likelihood:
+    if not elsewhere or not math.isfinite(own.logprob):
+        return own
+    mean = torch.tensor([other.logprob for other in elsewhere]).logsumexp(0).item() - math.log(len(elsewhere))
+    return replace(own, gain=own.logprob - mean)
+
+
+def _judge(captioner: Captioner, encoding: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+    """Judge captions of one image, whose encoding (E,) by each model is given."""
+    judged: list[Likelihood] = []
+    for start in range(0, len(texts), CAPTIONS_AT_ONCE):
+        some = texts[start : start + CAPTIONS_AT_ONCE]
+        judged += _judge_at_once(captioner, [own.expand(len(some), -1) for own in encoding], some)
+    return judged
+
+
+def _judge_at_once(captioner: Captioner, features: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+    """Judge M captions; `features` holds (M, E) of each model."""
+    vocab = captioner.vocab
+    tokens = [tokenise(text, vocab.tokenizer) for text in texts]
+    labels = pad_sequence([_ids(words, vocab) for words in tokens], batch_first=True).to(captioner.device)  # (M, D)
+    logprobs = torch.stack(
+        [target_logprobs(model.decoder, own, labels) for model, own in zip(captioner.models, features, strict=True)]
+    )
+    mean = (logprobs.logsumexp(0) - math.log(len(logprobs))).tolist()  # (M, D+1)
+    judged = []
+    for words, row in zip(tokens, mean, strict=True):
+        unknown = tuple(word for word in words if word not in vocab)
+        read, scores = words, row[: len(words) + 1]
+        if unknown and vocab.unk_id:
+            read = [word if word in vocab else vocab.word(vocab.unk_id) for word in words]
+        elif unknown:
+            scores = [-math.inf if word not in vocab else score for word, score in zip(words, row, strict=False)]
+            scores.append(row[len(words)])
+        judged.append(Likelihood(tuple(read), tuple(scores), unknown))
+    return judged
+
+
+def _ids(words: Sequence[str], vocab: Vocab) -> Tensor:
+    # Without UNK an unknown word is read as word 1, which keeps the others' places; its own score is not used.
+    known = words if vocab.unk_id else [word if word in vocab else vocab.word(1) for word in words]
+    return torch.tensor(vocab.encode(known, len(words)), dtype=torch.long)
+
+
+def target_logprobs(decoder: Decoder, features: Tensor, labels: Tensor) -> Tensor:
+    """Natural log-probability of every word of a caption and of END after it.
+
+    Args:
+        features: (M, E), one image feature per caption.
+        labels: (M, D) int64 word ids, 0-padded.
+
+    Returns:
+        (M, D+1) float32, 0 after END.
+    """
+    targets = caption_targets(labels, decoder.end_id)  # (M, D+1)
+    logprobs = decoder(features, labels)[:, 1:]  # the image step predicts nothing
+    chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
+    return chosen.where(targets > 0, 0.0)
+
+
+def result_rows(
+    image_id: int | str | None, file_name: str | None, captions: Sequence[str], judged: Sequence[Likelihood]
+) -> list[dict[str, Any]]:
+    """One row per caption of an image, named as the rows of caption-eval; `rank` 1 is its likeliest caption.
+
+    What is impossible has the logprob null, for JSON knows no infinity.
+    """
+    ranking = sorted(range(len(judged)), key=lambda i: -judged[i].logprob)
+    return [
+        {
+            "image_id": image_id,
+            "file_name": file_name,
+            "caption": caption,
+            "logprob": _finite(found.logprob),
+            "confidence": found.confidence,
+            "gain": found.gain,
+            "rank": ranking.index(i) + 1,
+            "words": [
+                {"word": word, "logprob": _finite(logprob)}
+                for word, logprob in zip(found.words, found.word_logprobs, strict=False)
+            ],
+            "unknown_words": list(found.unknown),
+        }
+        for i, (caption, found) in enumerate(zip(captions, judged, strict=True))
+    ]
+
+
+def _finite(logprob: float) -> float | None:
+    return logprob if math.isfinite(logprob) else None

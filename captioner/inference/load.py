@@ -1,0 +1,113 @@
+"""Checkpoints → a captioner, ready on a device at the precision that was asked for."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from captioner.data.batches import Batch
+from captioner.data.images import crop
+from captioner.errors import InputError
+from captioner.inference.captioner import Captioner, require_same_vocabulary
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import ASSETS, Checkpoint, build_model, bundled_model_path, load_checkpoint
+from captioner.model.encoder import normalise
+from captioner.model.kernels.int8 import Int8Convolutions, can_int8, measure_ranges, require_int8
+from captioner.runtime.device import Precision, inference_dtype, prepare_for_inference
+from captioner.runtime.files import atomic_write, cache_folder
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_PHOTOS = 48
+
+
+def load_models(paths: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints named, or the bundled one; all with the same vocabulary.
+
+    Raises:
+        InputError: one cannot be read, or has another vocabulary.
+    """
+    chosen: Sequence[str | Path] = paths or [bundled_model_path()]
+    checkpoints = [load_checkpoint(path) for path in chosen]
+    require_same_vocabulary([(str(path), own.vocab) for path, own in zip(chosen, checkpoints, strict=True)])
+    return checkpoints
+
+
+def make_captioner(
+    checkpoints: Sequence[Checkpoint],
+    device: torch.device,
+    precision: Precision,
+    photos: Callable[[int], Iterable[Batch]],
+) -> Captioner:
+    """Build the models of `load_models` and bring them to the device.
+
+    Args:
+        precision: of the CNN. "auto" is what suits the models: imported ones keep to the original's float32; 8-bit
+            integers where the CPU has them and the CNN's scales come with the package, for then it is known what they
+            cost (the model card says it); else half precision where the hardware has it.
+        photos: the first photos of the run, that many at most; asked for where 8-bit scales are not known yet.
+
+    Raises:
+        InputError: this machine cannot compute at that precision.
+    """
+    if precision == "int8":
+        require_int8(device)
+    models = [build_model(checkpoint) for checkpoint in checkpoints]
+    if precision == "auto":
+        precision = checkpoints[0].decoding.get("precision", "auto")
+    if precision == "int8" or (precision == "auto" and can_int8(device)):
+        names = [_ranges_name(model) for model in models]  # takes as long as reading all weights, so only once
+        shipped = [_stored_ranges(ASSETS / name) for name in names]
+        if precision == "int8" or all(shipped):
+            precision = "int8"
+            for model, name, ranges in zip(models, names, shipped, strict=True):
+                ranges = ranges or _own_ranges(model, cache_folder() / name, photos)
+                features = model.encoder.features
+                model.encoder.features = Int8Convolutions(features, model.config.cnn_pixels, ranges)
+    dtype = inference_dtype("auto" if precision == "int8" else precision, device)
+    return Captioner(models, checkpoints[0].vocab, device, dtype)
+
+
+def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterable[Batch]]) -> list[float]:
+    """The scales of the 8-bit convolutions, from this user's cache or measured now."""
+    ranges = _stored_ranges(path)
+    if ranges is None:
+        log.info("int8: measuring activations on the first photos, once for this model")
+        dtype = inference_dtype("auto", torch.device("cpu"))
+        fast = copy.deepcopy(model.encoder.features)
+        prepare_for_inference(fast, dtype)
+        images = [batch.images for batch in photos(CALIBRATION_PHOTOS) if batch.images is not None]
+        if not images:
+            raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
+        pixels = model.config.cnn_pixels
+        ranges = measure_ranges(fast, (normalise(crop(some), pixels).to(dtype) for some in images))
+        _store_ranges(ranges, path)
+    return ranges
+
+
+def _ranges_name(model: CaptionModel) -> str:
+    """The same for the same convolutions and pixels."""
+    digest = hashlib.blake2b(model.config.cnn_pixels.encode(), digest_size=10)
+    for weights in model.encoder.features.parameters():
+        digest.update(weights.detach().contiguous().numpy().data)
+    return f"int8-{digest.hexdigest()}.json"
+
+
+def _stored_ranges(path: Path) -> list[float] | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
+        return [float(value) for value in json.loads(path.read_text())["ranges"]]
+    return None
+
+
+def _store_ranges(ranges: Sequence[float], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "w") as stream:
+            json.dump({"ranges": list(ranges)}, stream)
+    except (OSError, InputError) as error:
+        log.warning("int8: the measured scales cannot be kept (%s)", error)

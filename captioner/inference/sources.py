@@ -1,0 +1,152 @@
+"""What is to be captioned: the files of a folder, the images of a COCO list, or a split of a dataset."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from captioner.data.batches import Batch, dataset_batches, file_batches
+from captioner.data.dataset import Dataset
+from captioner.data.images import list_images
+from captioner.errors import InputError
+from captioner.metrics.pairing import Reference
+
+
+class Source(Protocol):
+    """Images with positions 0..len-1."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
+        """One batch per group of positions, in order. Unreadable files are not in it but under its `skipped`."""
+        ...
+
+    def picture(self, position: int) -> Path | np.ndarray:
+        """What the page shows: a file, or uint8 (3, 256, 256)."""
+        ...
+
+    def references(self) -> list[Reference]:
+        """The known captions, of the images that have any."""
+        ...
+
+    def fingerprint(self) -> str:
+        """The same for the same images in the same order."""
+        ...
+
+
+class FileSource:
+    """Image files with their info (id, file_path)."""
+
+    def __init__(self, files: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
+        return file_batches(self.files, positions, num_workers)
+
+    def picture(self, position: int) -> Path:
+        return self.files[position][0]
+
+    def references(self) -> list[Reference]:
+        return []  # files come without captions
+
+    def fingerprint(self) -> str:
+        return _digest(info["file_path"] for _, info in self.files)
+
+
+class SplitSource:
+    """Some images of a dataset."""
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray, image_root: str) -> None:
+        self.dataset, self.indices, self.image_root = dataset, indices, image_root
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
+        return dataset_batches(self.dataset, self.indices, positions, num_workers)
+
+    def picture(self, position: int) -> Path | np.ndarray:
+        # The photo itself looks better than the squashed copy, where it is still to be had.
+        index = int(self.indices[position])
+        name = self.dataset.info[index].get("file_path")
+        if self.image_root and name and (path := Path(self.image_root) / name).is_file():
+            return path
+        return np.asarray(self.dataset.images[index])
+
+    def references(self) -> list[Reference]:
+        known = []
+        for position, index in enumerate(self.indices.tolist()):
+            info = self.dataset.info[index]
+            if captions := self.dataset.references_of(index):
+                known.append(Reference(info.get("id", position + 1), info.get("file_path"), captions))
+        return known
+
+    def fingerprint(self) -> str:
+        return _digest(json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
+
+
+def open_folder(folder: str, recursive: bool, limit: int) -> FileSource:
+    """All image files of a folder in natural order, `limit` of them at most (−1: all); ids count from "1".
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    paths = list_images(folder, recursive)
+    if not paths:
+        raise InputError(
+            f"{folder}: no image files in this folder",
+            remedy="" if recursive else "give --recursive 1 if they are in subfolders",
+        )
+    files = [
+        (path, {"id": str(number), "file_path": path.relative_to(folder).as_posix()})
+        for number, path in enumerate(paths, start=1)
+    ]
+    return FileSource(files if limit < 0 else files[:limit])
+
+
+def open_coco_list(list_file: str, folder: str, limit: int) -> FileSource:
+    """The images that a COCO json lists ({"images": [{"id", "file_name"}, ..]}), with its ids, from a folder.
+
+    Raises:
+        InputError: the list cannot be read or has another form.
+    """
+    try:
+        entries = json.loads(Path(list_file).read_text(encoding="utf-8"))["images"]
+        files = [
+            (Path(folder) / entry["file_name"], {"id": entry["id"], "file_path": entry["file_name"]})
+            for entry in (entries if limit < 0 else entries[:limit])
+        ]
+    except OSError as error:
+        raise InputError(f"{list_file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{list_file}: not a COCO image list ({type(error).__name__}: {error})",
+            expected='{"images": [{"id": .., "file_name": ..}, ..]}',
+        ) from error
+    return FileSource(files)
+
+
+def open_split(dataset: Dataset, split: str, image_root: str, limit: int) -> SplitSource:
+    """The images of a split, `limit` of them at most (−1: all).
+
+    Raises:
+        InputError: the split has no images.
+    """
+    indices = dataset.split_indices(split)
+    if not len(indices):
+        known = sorted({str(info.get("split")) for info in dataset.info})
+        raise InputError(f"--split {split}: the dataset has no such images", expected=f"one of {', '.join(known)}")
+    return SplitSource(dataset, indices if limit < 0 else indices[:limit], image_root)
+
+
+def _digest(names: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=10)
+    for name in names:
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The network, its shape, and the file that holds a trained one."""

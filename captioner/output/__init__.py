@@ -1,0 +1,1 @@
+"""What is written for people and programs: result files and the page."""

@@ -1,0 +1,122 @@
+"""Captions as files: a journal while a run is under way, then JSON, JSON lines or CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import InputError
+from captioner.runtime.files import atomic_write, cannot_write
+
+Row = dict[str, Any]
+
+SUFFIXES = (".json", ".jsonl", ".csv")
+CSV_COLUMNS = ("image_id", "file_name", "caption", "logprob", "confidence")
+
+
+def require_known_suffix(path: Path) -> None:
+    """Refuse a file name whose format is unknown before the work starts.
+
+    Raises:
+        InputError: its suffix is not one of SUFFIXES.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: results cannot be written in this format", expected=f"{', '.join(SUFFIXES)}")
+
+
+def write_results(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows one by one, in the format the file's suffix names; the file appears when it is complete.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    with atomic_write(path, "w", encoding="utf-8", newline="" if suffix == ".csv" else None) as stream:
+        if suffix == ".csv":
+            writer = csv.DictWriter(stream, CSV_COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        elif suffix == ".jsonl":
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            separator = "[\n"
+            for row in rows:
+                stream.write(separator + json.dumps(row, ensure_ascii=False))
+                separator = ",\n"
+            stream.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+class Journal:
+    """Rows of a run as they come, one JSON line each, so that an interrupted run can go on.
+
+    Args:
+        path: the journal; it is removed when the run is complete.
+        run: what makes this run the same as an earlier one: model, options, list of images.
+        resume: go on with an existing journal instead of starting a new one.
+
+    Raises:
+        InputError: the journal belongs to a different run, or cannot be written.
+    """
+
+    def __init__(self, path: Path, run: str, resume: bool) -> None:
+        self.path, self._header = path, json.dumps({"run": run}) + "\n"
+        self.num_done = 0  # images dealt with by the earlier run: captioned or skipped
+        try:
+            if resume and path.exists():
+                self._keep_whole_batches(run)
+            else:
+                path.write_text(self._header, encoding="utf-8")
+            self._stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def _keep_whole_batches(self, run: str) -> None:
+        with self.path.open("r+b") as stream:
+            whole = size = 0
+            for line in stream:
+                size += len(line)
+                if not line.endswith(b"\n"):
+                    break  # the run was killed while writing it
+                entry = json.loads(line)
+                if whole == 0 and entry != {"run": run}:
+                    raise InputError(
+                        f"{self.path}: belongs to a run with another model, other options or other images",
+                        remedy="repeat that command line, or start anew without --resume",
+                    )
+                if whole == 0 or "num_done" in entry:
+                    whole = size
+                    self.num_done = entry.get("num_done", 0)
+            stream.truncate(whole)
+            if whole == 0:
+                stream.seek(0)
+                stream.write(self._header.encode())
+
+    def append(self, rows: Iterable[Row], num_done: int) -> None:
+        """Add the rows of a batch, after which `num_done` images of the run are dealt with."""
+        try:
+            for row in rows:
+                self._stream.write(json.dumps({"row": row}, ensure_ascii=False) + "\n")
+            self._stream.write(json.dumps({"num_done": num_done}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def rows(self) -> Iterator[Row]:
+        """All rows so far, in order."""
+        with self.path.open(encoding="utf-8") as stream:
+            for line in stream:
+                entry = json.loads(line)
+                if "row" in entry:
+                    yield entry["row"]
+
+    def close(self) -> None:
+        """Close the file and leave it for a later --resume."""
+        self._stream.close()
+
+    def remove(self) -> None:
+        """The run is complete: nothing is left to resume."""
+        self._stream.close()
+        os.unlink(self.path)

@@ -1,0 +1,1 @@
+"""The machine: files, signals, device, number formats, memory, processes."""

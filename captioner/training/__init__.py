@@ -1,0 +1,1 @@
+"""What a training run consists of; its loop stands in captioner/cli/train.py."""

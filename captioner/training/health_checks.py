@@ -1,0 +1,120 @@
+"""What a training run's log warns about before hours are lost: loss, captions or pixels that look wrong."""
+
+import logging
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from captioner.data.images import crop
+from captioner.model.caption_model import CaptionModel
+from captioner.model.encoder import normalise
+
+log = logging.getLogger(__name__)
+
+WINDOW = 100  # iterations whose mean loss counts: it varies by less than 1 %, the loss of one batch by 5 %
+LIKE_GUESSING = 0.9  # of ln(V+1); after two windows a healthy run on Flickr8k is at half of it
+RISEN = 1.15  # times the best window; switching on VGG16's own dropout for fine-tuning costs less
+
+# How far photos move the mean features of the last convolution away from those of a plain mean-coloured picture, in
+# lengths of the latter. VGG16 of Oxford: 4.3-10.1 with its own pixels, 0.29-0.56 with torchvision's, which are about
+# 58 times smaller; the other way round 58 times more than it should be. Scaling a layer does not change it.
+TOO_WEAK, TOO_STRONG = 1.0, 60.0
+
+
+ALIKE, ENOUGH = 0.9, 10  # share of validation captions that are the same one; of fewer it says nothing
+
+
+class LossTrend:
+    """Warns once if the loss is still what guessing gives, and once if it rises.
+
+    Args:
+        vocab_size: V; guessing one of V words or END costs ln(V+1) per target.
+        window: iterations to average over.
+    """
+
+    def __init__(self, vocab_size: int, window: int = WINDOW) -> None:
+        self.guessing, self.window = math.log(vocab_size + 1), window
+        self._sum, self._count = 0.0, 0
+        self._best = math.inf
+        self._windows = 0
+        self._quiet: set[str] = set()
+
+    def add(self, iteration: int, loss: float) -> None:
+        """Take the loss of the next iteration; at the end of a window, compare."""
+        self._sum, self._count = self._sum + loss, self._count + 1
+        if self._count < self.window:
+            return
+        mean, self._sum, self._count = self._sum / self._count, 0.0, 0
+        self._windows += 1
+        span = f"iterations {iteration - self.window + 1}-{iteration}"
+        if self._windows > 1 and mean > LIKE_GUESSING * self.guessing:
+            self._warn(
+                "guessing",
+                f"the loss does not fall: {mean:.3f} on average over {span}, and guessing gives {self.guessing:.3f}; "
+                "try a --learning_rate ten times higher or lower (4e-4 suits adam), and look at the data with "
+                "caption-prepro --check 1",
+            )
+        elif mean > RISEN * self._best:
+            self._warn(
+                "rising",
+                f"the loss rises: {mean:.3f} on average over {span}, {self._best:.3f} at its best; lower "
+                "--learning_rate (and --cnn_learning_rate), or start from the best checkpoint with --start_from",
+            )
+        self._best = min(self._best, mean)
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._quiet:
+            log.warning("warning: %s", text)
+        self._quiet.add(kind)
+
+
+def warn_of_captions(captions: list[str]) -> None:
+    """Warn if nearly all images of a validation got the same caption."""
+    if len(captions) < ENOUGH:
+        return
+    ((caption, count),) = Counter(captions).most_common(1)
+    if count >= ALIKE * len(captions):
+        log.warning(
+            "warning: %d of %d validation captions are alike (%r): the model does not look at the images; if that "
+            "lasts, check --cnn_model and --cnn_pixels, or try a higher --learning_rate",
+            count,
+            len(captions),
+            caption,
+        )
+
+
+@torch.no_grad()
+def warn_of_pixels(model: CaptionModel, images: Tensor) -> None:
+    """Warn if the pictures are no grey levels 0-255, or the CNN's weights want them in the other convention.
+
+    Args:
+        model: with a CNN trained on ImageNet.
+        images: uint8 (N, 3, 256, 256), a few photos; the median decides.
+    """
+    if int(images.max()) <= 1:
+        log.warning(
+            "warning: the pictures of the data set are black: no grey level above 1; were they scaled to 0-1 "
+            "where 0-255 belongs? Prepare them with caption-prepro"
+        )
+        return
+    pixels, features = model.config.cnn_pixels, model.encoder.features
+    values = normalise(crop(images.to(next(features.parameters()).device), None), pixels)
+    of_photos = features(values).mean(dim=(2, 3))  # (N, C)
+    of_mean = features(torch.zeros_like(values[:1])).mean(dim=(2, 3))
+    moved = float(((of_photos - of_mean).norm(dim=1) / of_mean.norm()).median())
+    if not math.isfinite(moved) or TOO_WEAK <= moved <= TOO_STRONG:  # not finite: a CNN without biases tells nothing
+        return
+    other = {"caffe": "torchvision", "torchvision": "caffe"}[pixels]
+    found = "hardly differ from those of a plain picture" if moved < TOO_WEAK else "are far out of range"
+    log.warning(
+        "warning: the CNN's features of the photos %s (%.2g times the plain picture's; %g to %g is usual): its weights "
+        "may want %s pixels; try --cnn_pixels %s",
+        found,
+        moved,
+        TOO_WEAK,
+        TOO_STRONG,
+        other,
+        other,
+    )

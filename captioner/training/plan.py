@@ -1,0 +1,316 @@
+"""What a training run will take, before it starts: parameters, memory, disk and time.
+
+Memory and time are measured in a few real iterations of few images, and carried forward to the whole batch: all that
+depends on the images grows in proportion to them. Captions and their lengths are the data set's own.
+"""
+
+import copy
+import itertools
+import shutil
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from captioner.data.batches import Batch, TrainingBatches
+from captioner.data.dataset import Dataset
+from captioner.data.images import IMAGE_SIZE
+from captioner.model.caption_model import CaptionModel
+from captioner.runtime.device import prepare_for_inference
+from captioner.training.trainer import Trainer
+from captioner.training.validation import BATCH_SIZE as VALIDATION_BATCH
+
+MEASURED_SECONDS = 4.0  # what measuring the time of one kind of iteration may take, about
+PROCESS_BYTES = 0.9e9  # what a training run of next to no weights and images was seen to take on Linux
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows the bytes of tensors that come to life within, on any device, until they are freed.
+
+    Left out is what kernels ask for inside of themselves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: list[tuple[int, int]] = []  # number of a storage, bytes more or less
+        self._numbers: dict[int, int] = {}  # of the storages that live now, by id
+        self._finalizers: list[weakref.finalize] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            if id(storage) not in self._numbers:  # was there before
+                self._watch(storage, 0)
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if id(storage) not in self._numbers:
+                self._watch(storage, storage.nbytes())
+        return result
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        for finalizer in self._finalizers:
+            finalizer.detach()
+
+    def peak(self, without: Iterable[Tensor] = ()) -> int:
+        """The most bytes there were at a time, without those of some tensors that are still there."""
+        left_out = {self._numbers[id(storage)] for storage in _storages(list(without))}
+        live = [size for number, size in self._events if number not in left_out]
+        return max(itertools.accumulate(live), default=0)
+
+    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+        number = len(self._events)
+        self._numbers[id(storage)] = number
+        self._events.append((number, size))
+        self._finalizers.append(weakref.finalize(storage, self._forget, id(storage), number, size))
+
+    def _forget(self, key: int, number: int, size: int) -> None:
+        del self._numbers[key]
+        self._events.append((number, -size))
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of training: with the CNN frozen, or fine-tuned. Sizes in bytes.
+
+    Attributes:
+        optimizer: the states of the update rules.
+        gradients: of all trained parameters.
+        activations: what `images_at_once` need at a time, temporary tensors included.
+        seconds: per iteration of the whole batch, without waiting for data; None if not measured.
+        measured: how many images the measured iterations had.
+    """
+
+    trained: int
+    optimizer: int
+    gradients: int
+    activations: int
+    images_at_once: int
+    seconds: float | None
+    measured: int
+
+
+def measure(
+    trainer: Trainer,
+    dataset: Dataset,
+    indices: np.ndarray,
+    *,
+    finetune: bool,
+    features: np.ndarray | None,
+    batch_size: int,
+    seq_per_img: int,
+    timed: bool,
+) -> Kind:
+    """Train a few iterations and tell what they took; the trainer's weights and optimisers change.
+
+    Args:
+        indices: the training images.
+        features: float (images of the dataset, crops, F): stand-ins for cached features; None reads pixels.
+        batch_size: images of this process per iteration.
+        timed: whether to measure the time, too.
+    """
+
+    def batch(size: int) -> Batch:
+        make = TrainingBatches(
+            dataset, indices, batch_size=size, seq_per_img=seq_per_img, seed=0, shuffle=True, features=features
+        )
+        return make(0)
+
+    def step(size: int) -> float:
+        started = time.perf_counter()
+        float(trainer.step(batch_of[size], 0, rate_factor=1.0, finetune=finetune))  # float() waits for a GPU
+        return time.perf_counter() - started
+
+    trained = [*trainer.lm_parameters, *(trainer.cnn_parameters if finetune else [])]
+    batch_of = {size: batch(size) for size in (1, 3)}
+    step(1)  # optimisers make their states in the first step
+    peaks = {}
+    for size in batch_of:
+        with LiveMemory() as memory:
+            step(size)
+        # Gradients come late, when much of the rest has gone, and do not grow with the batch: they count apart.
+        peaks[size] = memory.peak(without=(p.grad for p in trained if p.grad is not None))
+    at_once = -(-batch_size // trainer.accumulate)
+
+    seconds, size = None, 3
+    if timed:
+        times = {size: min(step(size) for _ in range(2)) for size in batch_of}
+        while size < batch_size and 2 * times[size] * 4 < MEASURED_SECONDS:
+            size = min(2 * size, batch_size)
+            batch_of[size] = batch(size)
+            times[size] = min(step(size) for _ in range(3))
+        seconds = _extrapolate(times, batch_size)
+    optimizers = [trainer.lm_optimizer, trainer.cnn_optimizer]
+    states = [optimizer.state for optimizer in optimizers if optimizer is not None]
+    return Kind(
+        trained=_numel(trained),
+        optimizer=sum(t.nbytes for t in tree_iter([dict(state) for state in states]) if isinstance(t, Tensor)),
+        gradients=4 * _numel(trained),
+        activations=round(_extrapolate(peaks, at_once)),
+        images_at_once=at_once,
+        seconds=seconds,
+        measured=size,
+    )
+
+
+def _extrapolate(measured: Mapping[int, float], size: int) -> float:
+    """What `size` images take, along the line through the last two measurements."""
+    before, last = list(measured)[-2:]
+    growth = (measured[last] - measured[before]) / (last - before)
+    return measured[last] + max(0.0, growth) * (size - last)
+
+
+@torch.inference_mode()
+def seconds_per_image(model: CaptionModel, device: torch.device, dtype: torch.dtype) -> float:
+    """The time of the CNN's forward pass alone, as for cached features and for validation."""
+    model = copy.deepcopy(model).eval()
+    for module in model.encoder.cnn_modules():
+        prepare_for_inference(module, dtype)
+    images = torch.randint(0, 256, (2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        float(model.cnn_features(images).sum())
+        times.append(time.perf_counter() - started)
+    return min(times) / len(images)
+
+
+@torch.inference_mode()
+def validation_bytes(model: CaptionModel, device: torch.device) -> int:
+    """The most that the CNN's forward pass over a batch of validation images takes."""
+    images = torch.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
+    with LiveMemory() as memory:
+        model.cnn_features(images)
+    return memory.peak() * VALIDATION_BATCH
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `caption-train --plan 1` says of a run or of one stage of it.
+
+    Attributes:
+        kinds: by name, "frozen" and "fine-tuning".
+        used: which of the kinds the run consists of, in order.
+        iterations_per_epoch: a batch may reach into the next epoch.
+        iterations: None: without end.
+        feature_cache: bytes on disk; 0 without one.
+        validation_images: 0 with cached features, whose validation takes next to nothing.
+        image_seconds: of the CNN alone, per image.
+        validation_bytes: memory of a batch of validation images.
+        folder: where checkpoints will be written.
+    """
+
+    model: CaptionModel
+    kinds: dict[str, Kind]
+    used: list[str]
+    batch_size: int
+    iterations_per_epoch: float
+    iterations: int | None
+    feature_cache: int
+    validation_images: int
+    validation_every: int
+    image_seconds: float
+    validation_bytes: int
+    device: torch.device
+    folder: Path
+
+    def lines(self) -> list[str]:
+        """The plan as text, ready to print."""
+        return [*self._model(), *self._memory(), *self._disk(), *self._time()]
+
+    def _model(self) -> list[str]:
+        cnn, language = _numel(self.model.cnn_parameters()), _numel(self.model.language_model_parameters())
+        trained = ", ".join(f"{self.kinds[name].trained:,} when {name}" for name in self.used)
+        total = "without end" if self.iterations is None else f"{self.iterations:,} in all"
+        return [
+            f"parameters   {cnn + language:,}: CNN {cnn:,}, language model {language:,}; trained: {trained}",
+            f"iterations   {self.iterations_per_epoch:,.1f} an epoch, {total}",
+        ]
+
+    def _memory(self) -> list[str]:
+        lines: list[str] = []
+        weights = _bytes(self.model)
+        for name, kind in self.kinds.items():
+            batch = max(kind.gradients + kind.activations, self.validation_bytes)
+            lines.append(
+                f"{'' if lines else 'memory':12} {name}: {_size(weights + kind.optimizer + batch)}: weights"
+                f" {_size(weights)}, optimiser {_size(kind.optimizer)}, gradients {_size(kind.gradients)}, activations"
+                f" {_size(kind.activations)} at {kind.images_at_once} images"
+                + (f" (validation {_size(self.validation_bytes)})" if self.validation_bytes == batch else "")
+                + ("" if name in self.used else "; not part of this run")
+            )
+        return [*lines, f"{'':12} and about {_size(PROCESS_BYTES)} for Python and its libraries"]
+
+    def _disk(self) -> list[str]:
+        weights = _bytes(self.model)
+        state = weights + max(self.kinds[name].optimizer for name in self.used)
+        folder = self.folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        needed = 2 * weights + 2 * state
+        lines = [
+            f"disk         {_size(2 * weights + state)} in {self.folder}: best and last model {_size(weights)} each,"
+            f" resume state {_size(state)}; {_size(state)} more while that is being replaced; {_size(free)} are free"
+        ]
+        if free < needed:
+            lines.append(f"{'':12} warning: {_size(needed)} will not fit")
+        if self.feature_cache:
+            lines.append(f"{'':12} {_size(self.feature_cache)} of cached features beside the h5, unless they are there")
+        return lines
+
+    def _time(self) -> list[str]:
+        lines: list[str] = []
+        for name in self.used:
+            kind = self.kinds[name]
+            assert kind.seconds is not None
+            of = "" if kind.measured == self.batch_size else f" of {self.batch_size}"
+            epoch = kind.seconds * self.iterations_per_epoch
+            lines.append(
+                f"{'' if lines else 'time':12} {name}: {_duration(kind.seconds)} an iteration, {_duration(epoch)} an"
+                f" epoch (measured on {self.device} with {kind.measured}{of} images, without waiting for data)"
+            )
+        if self.feature_cache:
+            images = self.feature_cache / (4 * self.model.encoder.feature_size)
+            lines.append(f"{'':12} {_duration(images * self.image_seconds)} once for the cached features")
+        if self.validation_images:
+            seconds = _duration(self.validation_images * self.image_seconds)
+            lines.append(f"{'':12} at least {seconds} for each validation, every {self.validation_every} iterations")
+        return lines
+
+
+def stand_in_features(images: int, crops: int, width: int) -> np.ndarray:
+    """float32 (images, crops, width) that look like cached features and take no memory."""
+    values = np.random.default_rng(0).random((1, 1, width), np.float32)
+    return np.broadcast_to(values, (images, crops, width))
+
+
+def _numel(parameters: list[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,88 @@
+"""The look at the validation images that a training run takes every so often."""
+
+import logging
+
+import numpy as np
+import torch
+
+from captioner.data.batches import dataset_batches, shares
+from captioner.data.dataset import Dataset
+from captioner.inference.captioner import Captioner, Totals, evaluate, result_rows
+from captioner.metrics import score
+from captioner.model.checkpoint import Checkpoint
+from captioner.search import SearchOptions
+from captioner.training.health_checks import warn_of_captions
+from captioner.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 32  # results do not depend on it
+
+
+class Validation:
+    """Greedy captions, loss and scores of a model in training.
+
+    Args:
+        indices: the validation images, as rows of the dataset; each with captions.
+        language_eval: whether captions are scored; then CIDEr says which model is best, else the loss.
+        features: float (images of the dataset, crops, F): cached CNN features, of which the first crop is used.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        indices: np.ndarray,
+        *,
+        language_eval: bool,
+        num_workers: int,
+        features: np.ndarray | None,
+    ) -> None:
+        self.trainer, self.dataset, self.indices = trainer, dataset, indices
+        self.language_eval, self.num_workers, self.features = language_eval, num_workers, features
+        unk_id = dataset.vocab.unk_id
+        self.search_options = SearchOptions(beam_size=1, suppress=(unk_id,) if unk_id else ())
+
+    def __call__(self, record: Checkpoint) -> bool:
+        """Enter loss, scores and captions into the record; returns whether this is the best score so far."""
+        loss, rows = self._evaluate()
+        captions = [row["caption"] for row in rows]
+        record.val_loss_history[record.iteration] = loss
+        record.val_predictions = [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
+        quality, scored = -loss, ""
+        if self.language_eval:
+            scores = score(captions, [self.dataset.references_of(int(i)) for i in self.indices]).corpus
+            record.val_lang_stats_history[record.iteration] = scores
+            quality, scored = scores["CIDEr"], f", CIDEr {scores['CIDEr']:.3f}"
+        better = record.best_score is None or quality > record.best_score
+        record.best_score = quality if better else record.best_score
+        distinct = len(set(captions))
+        log.info(
+            "validation at iteration %d: loss %.4f%s, %d distinct captions of %d%s",
+            record.iteration,
+            loss,
+            scored,
+            distinct,
+            len(rows),
+            " (best so far)" if better else "",
+        )
+        if record.iteration:
+            warn_of_captions(captions)
+        return better
+
+    def _evaluate(self) -> tuple[float, list[dict]]:
+        """Mean −log p per target, and a result row per image in order; all processes share the work."""
+        trainer, processes = self.trainer, self.trainer.processes
+        captioner = Captioner([trainer.model], self.dataset.vocab, trainer.device, torch.float32)
+        totals = Totals()
+        rows: list[tuple[int, dict]] = []
+        positions = shares(len(self.indices), BATCH_SIZE, processes.rank, processes.size)
+        batches = dataset_batches(self.dataset, self.indices, positions, self.num_workers, self.features)
+        with torch.autocast(trainer.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
+            for evaluated in evaluate(captioner, batches, self.search_options):
+                totals.add(evaluated)
+                rows += zip(evaluated.positions, result_rows(evaluated, self.dataset.vocab), strict=True)
+        gathered = processes.gather((totals.loss_sum, totals.num_targets, rows))
+        loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
+        merged = sorted((pair for part in gathered for pair in part[2]), key=lambda pair: pair[0])
+        return loss, [row for _, row in merged]
