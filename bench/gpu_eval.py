@@ -13,8 +13,10 @@ from bench.timing import interleave, ratio
 from captioner.data.batches import dataset_batches, shares
 from captioner.data.dataset import Dataset
 from captioner.inference.captioner import Captioner, Totals, evaluate
-from captioner.model.caption_model import CaptionModel, ModelConfig
-from captioner.runtime.device import inference_dtype, keep_freed_memory
+from captioner.model.caption_model import CaptionModel
+from captioner.model.config import ModelConfig
+from captioner.runtime.memory import keep_freed_memory
+from captioner.runtime.precision import inference_dtype
 from captioner.search import SearchOptions
 
 BATCHES = (16, 64, 256)

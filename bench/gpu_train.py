@@ -14,8 +14,11 @@ import torch
 from bench.coco_shaped import CAPTIONS, V, make_dataset
 from captioner.data.batches import TrainingBatches, prefetch
 from captioner.data.dataset import Dataset
-from captioner.model.caption_model import CaptionModel, ModelConfig
-from captioner.runtime.device import Processes, keep_freed_memory, training_dtype
+from captioner.model.caption_model import CaptionModel
+from captioner.model.config import ModelConfig
+from captioner.runtime.memory import keep_freed_memory
+from captioner.runtime.precision import training_dtype
+from captioner.runtime.processes import Processes
 from captioner.training.trainer import Rule, Trainer
 
 EPOCH_IMAGES = 113_287

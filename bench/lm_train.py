@@ -15,9 +15,9 @@ from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.gpu_train import make_trainer
 from bench.timing import interleave, milliseconds, ratio
 from captioner.data.batches import Batch
-from captioner.model.caption_model import ModelConfig
+from captioner.model.config import ModelConfig
 from captioner.model.decoder import caption_targets
-from captioner.runtime.device import keep_freed_memory
+from captioner.runtime.memory import keep_freed_memory
 
 WIDTH, IMAGES = 512, 16
 ORIGINAL_MS = 496

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from captioner.convert.torchvision import read_cnn_weights
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import bundled_model_path, load_checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.encoder import TORCHVISION_STD, Encoder
 from captioner.training.health_checks import LossTrend, warn_of_captions, warn_of_pixels
 from captioner.training.run_files import Progress

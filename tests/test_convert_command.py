@@ -16,7 +16,8 @@ from torch7_writer import checkpoint, dumps
 
 from captioner.cli.convert import main
 from captioner.convert.torchvision import read_cnn_weights
-from captioner.model.checkpoint import build_model, load_checkpoint
+from captioner.model.caption_model import build_model
+from captioner.model.checkpoint import load_checkpoint
 
 WIDE = {"encoding_size": 24, "rnn_size": 32, "words": 40, "fc_width": 48}
 

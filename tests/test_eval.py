@@ -15,8 +15,9 @@ from conftest import TINY_WORDS
 from PIL import Image
 
 from captioner.data.vocabulary import Vocab
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.config import ModelConfig
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 

@@ -11,8 +11,9 @@ from test_decoder import make_decoder
 from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
-from captioner.model.caption_model import CaptionModel, ModelConfig
-from captioner.runtime.device import Processes
+from captioner.model.caption_model import CaptionModel
+from captioner.model.config import ModelConfig
+from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions, search
 from captioner.training.trainer import Rule, Trainer
 

@@ -9,8 +9,9 @@ from hostile import make_hostile_folder
 
 from captioner.cli import eval as caption_eval
 from captioner.data.vocabulary import Vocab
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.config import ModelConfig
 
 
 def save_model(path: Path) -> None:

@@ -12,15 +12,15 @@ from torch.nn.functional import conv2d, max_pool2d
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.load import make_captioner
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import (
     ASSETS,
     Checkpoint,
-    build_model,
     bundled_model_path,
     load_checkpoint,
     save_checkpoint,
 )
+from captioner.model.config import ModelConfig
 from captioner.model.encoder import Encoder, normalise
 from captioner.model.kernels.int8 import Int8Convolutions, measure_ranges, require_int8
 
@@ -156,7 +156,8 @@ def test_the_bundled_model_brings_its_scales(tmp_path, monkeypatch):
 @needs_vnni
 @torch.inference_mode()
 def test_real_photos_keep_their_features(shared, tmp_path, monkeypatch):
-    from captioner.data.images import list_images, read_image
+    from captioner.data.images import read_image
+    from captioner.data.listing import list_images
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     paths = list_images(shared / "data/flickr8k_originals/images")[:6]

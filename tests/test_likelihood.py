@@ -14,8 +14,9 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]

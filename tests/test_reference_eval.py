@@ -19,8 +19,7 @@ from captioner.cli import convert as convert_command
 from captioner.cli import eval as eval_command
 from captioner.convert.neuraltalk2 import load_neuraltalk2
 from captioner.data.images import crop, read_image
-from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import build_model
+from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.encoder import normalise
 from captioner.search import Hypothesis, SearchOptions, search
 

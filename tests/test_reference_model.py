@@ -12,8 +12,8 @@ from reference_set import REFERENCE
 
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
 from captioner.data.images import crop
-from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, build_model
+from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.checkpoint import Checkpoint
 from captioner.model.encoder import normalise
 from captioner.search import SearchOptions, search
 

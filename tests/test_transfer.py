@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from captioner.data.vocabulary import Vocab
-from captioner.model.caption_model import CaptionModel, ModelConfig
-from captioner.model.checkpoint import Checkpoint, build_model, load_checkpoint
+from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.checkpoint import Checkpoint, load_checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
 from captioner.model.grow_vocab import grow_vocab
 

@@ -100,7 +100,9 @@ def caption(opt: argparse.Namespace) -> None:
     from captioner.data.batches import shares
     from captioner.inference.captioner import Totals, evaluate
     from captioner.inference.load import load_models, make_captioner
-    from captioner.runtime.device import choose_device, keep_freed_memory, process_group
+    from captioner.runtime.device import choose_device
+    from captioner.runtime.memory import keep_freed_memory
+    from captioner.runtime.processes import process_group
 
     keep_freed_memory()
     device = choose_device(opt.gpuid)
@@ -162,7 +164,7 @@ def dumps_page(opt: argparse.Namespace) -> bool:
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
     from captioner.data.dataset import Dataset
-    from captioner.inference.captioner import require_same_vocabulary
+    from captioner.inference.load import require_same_vocabulary
     from captioner.inference.sources import open_coco_list, open_folder, open_split
 
     if opt.image_folder:

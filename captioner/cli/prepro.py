@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# For the doctor's estimate, as measured on Linux (bench/prepro.py).
+# For the estimate of --check, as measured on Linux (bench/prepro.py).
 _MEMORY_PER_PROCESS = 180_000_000
 _MEMORY_PER_CAPTION = 150
 
-_SHOWN = 20  # names per list of the doctor's text; --output has them all
+_SHOWN = 20  # names per list of the text that --check prints; --output has them all
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,8 +63,9 @@ def prepare(opt: argparse.Namespace) -> None:
     """Write the dataset: tidy the records, read the pictures, then decide splits and words over what survived."""
     from captioner.data.build import PartialPixels, fill, require_disk_space
     from captioner.data.caption_file import Tokenised
-    from captioner.data.clean import assign_splits, count_words, describe, statistics
     from captioner.data.dataset import encode_labels, fingerprint_of, finish_h5, write_dataset_json
+    from captioner.data.splits import assign_splits
+    from captioner.data.statistics import count_words, describe, statistics
     from captioner.data.vocabulary import Vocab
 
     h5_path, json_path = output_paths(opt)
@@ -133,10 +134,10 @@ def read_input(
 ) -> tuple[Path, "list[Picture]", "CaptionFile", "Findings"]:
     """The folder that paths start from, the pictures with captions, these captions (kept in a file in `folder`), and
     what was odd."""
-    from captioner.data.clean import curate
+    from captioner.data.clean import clean_records
     from captioner.data.records import find_images_root, stream_records
 
-    pictures, captions, findings = curate(stream_records(opt.input_json, opt.images_root), opt.tokenizer, folder)
+    pictures, captions, findings = clean_records(stream_records(opt.input_json, opt.images_root), opt.tokenizer, folder)
     if pictures and pictures[0].split is not None and opt.num_val + opt.num_test > 0:
         log.info("%s says what is train, val and test: --num_val and --num_test do not apply", opt.input_json)
     root = find_images_root(opt.input_json, [picture.file_path for picture in pictures[:20]], opt.images_root)
@@ -167,11 +168,13 @@ def image_info(picture: "Picture", split: str, captions: list[str]) -> dict[str,
 
 
 def check(opt: argparse.Namespace) -> None:
-    """The doctor: read everything, report, write no dataset."""
+    """What --check does: read everything, report, write no dataset."""
     from captioner.data.build import dataset_bytes, read_with_progress
     from captioner.data.caption_file import Tokenised
-    from captioner.data.clean import assign_splits, count_words, statistics
-    from captioner.data.near_duplicates import Fingerprints, misnamed
+    from captioner.data.images import misnamed
+    from captioner.data.near_duplicates import Fingerprints
+    from captioner.data.splits import assign_splits
+    from captioner.data.statistics import count_words, statistics
     from captioner.data.vocabulary import Vocab
     from captioner.runtime.files import atomic_write
 
@@ -235,8 +238,8 @@ def check(opt: argparse.Namespace) -> None:
 
 
 def report_text(report: dict[str, Any], max_length: int) -> str:
-    """The doctor's report to read."""
-    from captioner.data.clean import describe
+    """The report of --check to read."""
+    from captioner.data.statistics import describe
 
     lines: list[str] = []
 

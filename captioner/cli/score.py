@@ -127,7 +127,8 @@ def _judge(opt: argparse.Namespace) -> None:
     from captioner.inference.likelihood import likelihoods, result_rows
     from captioner.inference.load import load_models, make_captioner
     from captioner.output.results import require_known_suffix, write_results
-    from captioner.runtime.device import choose_device, keep_freed_memory
+    from captioner.runtime.device import choose_device
+    from captioner.runtime.memory import keep_freed_memory
 
     if opt.output:
         require_known_suffix(Path(opt.output))

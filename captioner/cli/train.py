@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.data.dataset import Dataset
     from captioner.model.caption_model import CaptionModel
     from captioner.model.checkpoint import ResumeState
-    from captioner.runtime.device import Processes
+    from captioner.runtime.processes import Processes
     from captioner.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(stages: list[argparse.Namespace]) -> int:
     """Run one stage after the other (without --preset there is one); returns the exit code."""
-    from captioner.runtime.device import choose_device, keep_freed_memory, process_group
+    from captioner.runtime.device import choose_device
+    from captioner.runtime.memory import keep_freed_memory
+    from captioner.runtime.processes import process_group
     from captioner.runtime.signals import StopRequest
 
     for opt in stages:
@@ -87,13 +89,12 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
 
     from captioner.data.batches import TrainingBatches, prefetch
     from captioner.data.dataset import Dataset
-    from captioner.model.checkpoint import build_model
-    from captioner.runtime.device import training_dtype
-    from captioner.training.health_checks import LossTrend, warn_of_pixels
+    from captioner.model.caption_model import build_model
+    from captioner.runtime.precision import training_dtype
+    from captioner.training.health_checks import LossMonitor, LossTrend, warn_of_pixels
     from captioner.training.optim import learning_rate
     from captioner.training.run_files import Progress
     from captioner.training.tensorboard import EventLog
-    from captioner.training.trainer import LossMonitor
     from captioner.training.validation import Validation
 
     if opt.preset:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.data.dataset import Dataset
     from captioner.model.caption_model import CaptionModel
     from captioner.model.checkpoint import Checkpoint
-    from captioner.runtime.device import Processes
+    from captioner.runtime.processes import Processes
     from captioner.training.run_files import RunFiles
     from captioner.training.trainer import Trainer
 
@@ -48,8 +48,9 @@ def fresh_checkpoint(opt: argparse.Namespace, dataset: "Dataset") -> "Checkpoint
     import torch
 
     from captioner.convert.torchvision import read_cnn_weights
-    from captioner.model.caption_model import CaptionModel, ModelConfig
+    from captioner.model.caption_model import CaptionModel
     from captioner.model.checkpoint import Checkpoint, bundled_model_path, load_checkpoint
+    from captioner.model.config import ModelConfig
     from captioner.model.grow_vocab import grow_vocab
 
     decoding = {"suppress_unk": 1}
@@ -122,7 +123,7 @@ def make_trainer(
 
 def load_features(opt: argparse.Namespace, trainer: "Trainer", dataset: "Dataset") -> "np.ndarray | None":
     """The cached CNN features, computed by the main process if need be; None without --cache_features."""
-    from captioner.runtime.device import inference_dtype
+    from captioner.runtime.precision import inference_dtype
     from captioner.training.feature_cache import cached_features
 
     if not opt.cache_features:
@@ -166,8 +167,10 @@ def plan_stage(
     opt: argparse.Namespace, record: "Checkpoint", dataset: "Dataset", device: "torch.device", processes: "Processes"
 ) -> Iterator[str]:
     """The plan of one stage: measure a few iterations of this process's share, with the CNN frozen and fine-tuned."""
-    from captioner.model.checkpoint import build_model
-    from captioner.runtime.device import Processes, inference_dtype, training_dtype
+    from captioner.data.batches import VALIDATION_BATCH
+    from captioner.model.caption_model import build_model
+    from captioner.runtime.precision import inference_dtype, training_dtype
+    from captioner.runtime.processes import Processes
     from captioner.training.plan import Plan, measure, seconds_per_image, stand_in_features, validation_bytes
 
     indices = dataset.captioned_indices("train")
@@ -211,7 +214,7 @@ def plan_stage(
         validation_images=0 if opt.cache_features else len(val_indices),
         validation_every=opt.save_checkpoint_every,
         image_seconds=seconds_per_image(model, device, inference_dtype(opt.precision, device)),
-        validation_bytes=0 if opt.cache_features else validation_bytes(model, device),
+        validation_bytes=0 if opt.cache_features else validation_bytes(model, device, VALIDATION_BATCH),
         device=device,
         folder=Path(opt.checkpoint_path or "."),
     ).lines()

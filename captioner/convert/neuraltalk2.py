@@ -16,8 +16,8 @@ from captioner.convert.mapped_file import Mapping, copy_float32, map_file
 from captioner.convert.torch7 import TorchObject, parse_torch7
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.model.caption_model import ModelConfig
 from captioner.model.checkpoint import Checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 
 T = TypeVar("T")

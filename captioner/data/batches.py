@@ -23,6 +23,7 @@ from captioner.errors import InputError
 
 Result = TypeVar("Result")
 
+VALIDATION_BATCH = 32  # images of a training run's validation at once; results do not depend on it
 FILES_AHEAD = 64  # decoded images waiting for their batch: 12 MB
 
 

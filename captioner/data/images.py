@@ -156,6 +156,34 @@ def usual_formats(suffix: str) -> set[str]:
     return {_SAME_FORMAT.get(name, name)} if name else set()
 
 
+def misnamed(path: Path) -> str | None:
+    """What the content of a readable picture is ("JPEG"), if its name says something else."""
+    if not path.suffix:
+        return None
+    expected = usual_formats(path.suffix)
+    try:
+        found = format_of(path)
+    except InputError:
+        return None
+    return None if found in expected else found
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file is called like a picture."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
+
+
+def starts_like_image(path: str) -> bool:
+    """Whether the first bytes of a regular file are those of a picture; False where they cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as stream:
+            return _SIGNATURES.match(stream.read(_SIGNATURE_BYTES)) is not None
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
     """The picture in `data`, not too large; whatever goes wrong with it in the block becomes an InputError."""
@@ -343,60 +371,6 @@ def _describe_failure(error: Exception) -> str:
     if isinstance(error, SyntaxError | ValueError | OSError) and reason and "0x" not in reason:
         return f"is damaged ({reason})"
     return f"is damaged ({type(error).__name__} while decoding)"
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts img2 before img10."""
-    parts = re.split(r"([0-9]+)", name.lower())
-    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts] + [
-        (2, 0, name)
-    ]
-
-
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The pictures of a folder in natural order (img2 before img10).
-
-    Listed are files that start like a picture, whatever they are called, and everything that is called like a
-    picture, so that a damaged one is not passed over in silence. Hidden folders and the companions that macOS
-    writes ("._photo.jpg") are left out; linked folders are not entered.
-
-    Raises:
-        InputError: the folder is missing or cannot be read.
-    """
-    folder = Path(folder)
-    found: list[Path] = []
-
-    def refuse(error: OSError) -> None:
-        if Path(error.filename) == folder:
-            raise InputError(f"{folder}: cannot be read ({error.strerror})", remedy="name a folder of pictures")
-
-    for current, subfolders, names in os.walk(folder, onerror=refuse):
-        found += [Path(current, name) for name in names if _looks_like_image(os.path.join(current, name))]
-        if recursive:
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        else:
-            found += [Path(current, name) for name in subfolders if _is_named_like_image(name)]
-            subfolders.clear()
-    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
-
-
-def _is_named_like_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _SUFFIXES
-
-
-def _looks_like_image(path: str) -> bool:
-    name = os.path.basename(path)
-    if name.startswith("._"):
-        return False
-    if _is_named_like_image(name):
-        return True
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb") as stream:
-            return _SIGNATURES.match(stream.read(_SIGNATURE_BYTES)) is not None
-    except OSError:
-        return False
 
 
 def crop(images: "torch.Tensor", offsets: "torch.Tensor | None" = None) -> "torch.Tensor":

@@ -1,4 +1,4 @@
-"""Looks at the pictures of a dataset to be: misnamed files, and pictures that are there twice.
+"""Finds the pictures of a dataset to be that are there twice.
 
 A picture that is in the training set and, rescaled or recompressed, in the test set too makes every score too good.
 Candidates are found by a perceptual hash, the signs of brightness differences between neighbours ("dHash"), and
@@ -8,12 +8,10 @@ then compared as thumbnails.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from captioner.data.images import IMAGE_SIZE, format_of, usual_formats
-from captioner.errors import InputError
+from captioner.data.images import IMAGE_SIZE
 
 _THUMBNAIL_SIDE = 16
 _HASH_SIDE = 8  # 8×8 blocks, each compared with its right neighbour: 56 bits
@@ -83,15 +81,3 @@ class Fingerprints:
             alike = np.einsum("ij,ij->i", thumbnails[rows], thumbnails[columns]) >= _MIN_CORRELATION
             for first, second in zip(rows[alike], columns[alike], strict=True):
                 yield int(indices[first]), int(indices[second])
-
-
-def misnamed(path: Path) -> str | None:
-    """What the content of a readable picture is ("JPEG"), if its name says something else."""
-    if not path.suffix:
-        return None
-    expected = usual_formats(path.suffix)
-    try:
-        found = format_of(path)
-    except InputError:
-        return None
-    return None if found in expected else found

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from captioner.data.images import list_images, read_file
+from captioner.data.images import read_file
 from captioner.data.json_stream import JsonError, JsonStream
+from captioner.data.listing import list_images
 from captioner.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
-from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.kernels.packed_linear import can_pack
-from captioner.runtime.device import prepare_for_inference
+from captioner.runtime.precision import prepare_for_inference
 from captioner.search import Hypothesis, SearchOptions, ensemble_step, search
 
 log = logging.getLogger(__name__)
@@ -187,18 +186,3 @@ def _describe(hypothesis: Hypothesis, vocab: Vocab) -> dict[str, Any]:
             {"word": word, "logprob": logprob} for word, logprob in zip(words, hypothesis.word_logprobs, strict=False)
         ],
     }
-
-
-def require_same_vocabulary(vocabs: Sequence[tuple[str, Vocab]]) -> None:
-    """Refuse models or data whose word ids mean different words.
-
-    Args:
-        vocabs: where each comes from, and the vocabulary.
-    """
-    first_source, first = vocabs[0]
-    for source, vocab in vocabs[1:]:
-        if vocab.words != first.words:
-            raise InputError(
-                f"{source}: its vocabulary ({vocab.size} words) is not that of {first_source} ({first.size} words)",
-                remedy="use a dataset and models prepared together",
-            )

@@ -12,14 +12,15 @@ import torch
 
 from captioner.data.batches import Batch
 from captioner.data.images import crop
+from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.inference.captioner import Captioner, require_same_vocabulary
-from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import ASSETS, Checkpoint, build_model, bundled_model_path, load_checkpoint
+from captioner.inference.captioner import Captioner
+from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.checkpoint import ASSETS, Checkpoint, bundled_model_path, load_checkpoint
 from captioner.model.encoder import normalise
 from captioner.model.kernels.int8 import Int8Convolutions, can_int8, measure_ranges, require_int8
-from captioner.runtime.device import Precision, inference_dtype, prepare_for_inference
 from captioner.runtime.files import atomic_write, cache_folder
+from captioner.runtime.precision import Precision, inference_dtype, prepare_for_inference
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,21 @@ def load_models(paths: Sequence[str]) -> list[Checkpoint]:
     checkpoints = [load_checkpoint(path) for path in chosen]
     require_same_vocabulary([(str(path), own.vocab) for path, own in zip(chosen, checkpoints, strict=True)])
     return checkpoints
+
+
+def require_same_vocabulary(vocabs: Sequence[tuple[str, Vocab]]) -> None:
+    """Refuse models or data whose word ids mean different words.
+
+    Args:
+        vocabs: where each comes from, and the vocabulary.
+    """
+    first_source, first = vocabs[0]
+    for source, vocab in vocabs[1:]:
+        if vocab.words != first.words:
+            raise InputError(
+                f"{source}: its vocabulary ({vocab.size} words) is not that of {first_source} ({first.size} words)",
+                remedy="use a dataset and models prepared together",
+            )
 
 
 def make_captioner(

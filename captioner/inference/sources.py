@@ -10,7 +10,7 @@ import numpy as np
 
 from captioner.data.batches import Batch, dataset_batches, file_batches
 from captioner.data.dataset import Dataset
-from captioner.data.images import list_images
+from captioner.data.listing import list_images
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
 

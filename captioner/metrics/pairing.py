@@ -114,7 +114,7 @@ def read_references(path: str | Path) -> list[Reference]:
 
 
 def _is_list(path: Path) -> bool:
-    """Is it a list of entries, JSON or JSON lines, rather than a form that only `rawdata` knows?"""
+    """Is it a list of entries, JSON or JSON lines, rather than a form that only `records` knows?"""
     if path.is_dir():
         return False
     start = _read_text(path, _HEAD_CHARACTERS).lstrip()

@@ -1,65 +1,18 @@
-"""The whole model: its shape, and encoder and decoder under one roof."""
+"""The whole model: encoder and decoder under one roof."""
 
-import dataclasses
-from dataclasses import dataclass
-
+import torch
 from torch import Tensor, nn
 
 from captioner.data.images import crop
 from captioner.errors import InputError
+from captioner.model.checkpoint import Checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
 from captioner.model.encoder import (
     CONVS_BEFORE_POOL,
-    VGG16_FC_WIDTH,
-    VGG16_WIDTHS,
-    CnnLayer,
     Encoder,
-    Pixels,
     normalise,
 )
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to rebuild a model; saved with its weights."""
-
-    vocab_size: int
-    max_length: int = 16
-    encoding_size: int = 512
-    rnn_size: int = 512
-    num_layers: int = 1
-    drop_prob_lm: float = 0.5
-    cnn_layer: CnnLayer = "fc7"
-    cnn_pixels: Pixels = "caffe"
-    conv_widths: tuple[int, ...] = VGG16_WIDTHS
-    fc_width: int = VGG16_FC_WIDTH
-
-    def to_dict(self) -> dict:
-        """Plain types only, for the checkpoint."""
-        return {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str) -> "ModelConfig":
-        """Rebuild from `to_dict`'s result read from the file `source`.
-
-        Raises:
-            InputError: a field is missing, unknown or of the wrong kind.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
-        if unknown or missing:
-            problem = f"unknown {unknown}" if unknown else f"missing {missing}"
-            raise InputError(f"{source}: its model config has {problem}", remedy="was it written by another version?")
-        for name, choices in (("cnn_layer", ("fc7", "pool5")), ("cnn_pixels", ("caffe", "torchvision"))):
-            if values[name] not in choices:
-                raise InputError(f"{source}: {name} is {values[name]!r}", expected=" or ".join(choices))
-        for name in ("vocab_size", "max_length", "encoding_size", "rnn_size", "num_layers", "fc_width"):
-            if not isinstance(values[name], int) or values[name] < 1:
-                raise InputError(f"{source}: {name} is {values[name]!r}", expected="a positive whole number")
-        widths = values["conv_widths"]
-        if not isinstance(widths, list) or len(widths) != len(VGG16_WIDTHS) or any(type(w) is not int for w in widths):
-            raise InputError(f"{source}: conv_widths is {widths!r}", expected=f"{len(VGG16_WIDTHS)} whole numbers")
-        return cls(**{**values, "conv_widths": tuple(widths)})
 
 
 class CaptionModel(nn.Module):
@@ -95,3 +48,26 @@ class CaptionModel(nn.Module):
         first = sum(2 * convs + 1 for convs in CONVS_BEFORE_POOL[: from_block - 1])  # conv + ReLU each, then a pool
         modules = [self.encoder.features[first:], *self.encoder.cnn_modules()[1:]]
         return [p for module in modules for p in module.parameters()]
+
+
+def build_model(checkpoint: Checkpoint, source: str = "checkpoint") -> CaptionModel:
+    """The checkpoint's model on the CPU in float32, in evaluation mode.
+
+    Raises:
+        InputError: weights are missing, unknown or of the wrong shape.
+    """
+    with torch.device("meta"):  # no time spent on initial values that are replaced at once
+        model = CaptionModel(checkpoint.config)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | checkpoint.state_dict.keys()):
+        if name not in checkpoint.state_dict:
+            raise InputError(f"{source}: the weights {name} are missing")
+        if name not in expected:
+            raise InputError(f"{source}: the weights {name} do not belong to this model")
+        found, wanted = tuple(checkpoint.state_dict[name].shape), tuple(expected[name].shape)
+        if found != wanted:
+            raise InputError(f"{source}: {name} has shape {found}", expected=str(wanted))
+    # assign=True takes the tensors themselves; the clone keeps the checkpoint's own from being trained.
+    model.load_state_dict({name: tensor.clone() for name, tensor in checkpoint.state_dict.items()}, assign=True)
+    model.requires_grad_(True)
+    return model.eval()

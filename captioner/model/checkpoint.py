@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.model.caption_model import CaptionModel, ModelConfig
+from captioner.model.config import ModelConfig
 from captioner.runtime.files import atomic_write
 
 FORMAT_VERSION = 1
@@ -113,29 +113,6 @@ def _from_plain(content: Any, path: Path) -> Checkpoint:
         raise InputError(f"{path}: the vocabulary has {vocab.size} words, the model {config.vocab_size}")
     state_dict = {name: _restore(stored, f"{path}: {name}") for name, stored in content["state_dict"].items()}
     return Checkpoint(config, vocab, state_dict, **{name: content[name] for name in _PLAIN_FIELDS})
-
-
-def build_model(checkpoint: Checkpoint, source: str = "checkpoint") -> CaptionModel:
-    """The checkpoint's model on the CPU in float32, in evaluation mode.
-
-    Raises:
-        InputError: weights are missing, unknown or of the wrong shape.
-    """
-    with torch.device("meta"):  # no time spent on initial values that are replaced at once
-        model = CaptionModel(checkpoint.config)
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | checkpoint.state_dict.keys()):
-        if name not in checkpoint.state_dict:
-            raise InputError(f"{source}: the weights {name} are missing")
-        if name not in expected:
-            raise InputError(f"{source}: the weights {name} do not belong to this model")
-        found, wanted = tuple(checkpoint.state_dict[name].shape), tuple(expected[name].shape)
-        if found != wanted:
-            raise InputError(f"{source}: {name} has shape {found}", expected=str(wanted))
-    # assign=True takes the tensors themselves; the clone keeps the checkpoint's own from being trained.
-    model.load_state_dict({name: tensor.clone() for name, tensor in checkpoint.state_dict.items()}, assign=True)
-    model.requires_grad_(True)
-    return model.eval()
 
 
 def load_plain(path: Path) -> Any:

@@ -6,7 +6,8 @@ import logging
 import torch
 
 from captioner.data.vocabulary import UNK, Vocab
-from captioner.model.checkpoint import Checkpoint, build_model
+from captioner.model.caption_model import build_model
+from captioner.model.checkpoint import Checkpoint
 from captioner.model.decoder import Decoder
 
 log = logging.getLogger(__name__)

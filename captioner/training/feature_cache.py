@@ -20,8 +20,8 @@ from captioner.data.dataset import Dataset
 from captioner.data.images import CENTRE_OFFSET, MAX_CROP_OFFSET
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.runtime.device import prepare_for_inference
 from captioner.runtime.files import atomic_write
+from captioner.runtime.precision import prepare_for_inference
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,21 @@
-"""What a training run's log warns about before hours are lost: loss, captions or pixels that look wrong."""
+"""What ends a training run or makes its log warn before hours are lost: loss, captions or pixels that look wrong."""
 
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from captioner.data.images import crop
+from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.encoder import normalise
 
 log = logging.getLogger(__name__)
+
+EXPLODED = 20  # times the first loss: stop, as the original does
 
 WINDOW = 100  # iterations whose mean loss counts: it varies by less than 1 %, the loss of one batch by 5 %
 LIKE_GUESSING = 0.9  # of ln(V+1); after two windows a healthy run on Flickr8k is at half of it
@@ -68,6 +72,60 @@ class LossTrend:
         if kind not in self._quiet:
             log.warning("warning: %s", text)
         self._quiet.add(kind)
+
+
+class LossMonitor:
+    """Watches the loss without making a GPU wait: each loss is read once the next one is under way.
+
+    Args:
+        history: iteration → loss; filled every `log_every` iterations.
+        first: the run's first loss, where it was resumed.
+        describe: names the batch of an iteration, for the error.
+        trend: warns of a loss that does not fall.
+    """
+
+    def __init__(
+        self,
+        history: dict[int, float],
+        first: float | None,
+        log_every: int,
+        describe: Callable[[int], str],
+        trend: LossTrend,
+    ) -> None:
+        self.history, self.first, self.log_every, self.describe = history, first, log_every, describe
+        self.trend = trend
+        self._pending: tuple[int, Tensor] | None = None
+
+    def note(self, iteration: int, loss: Tensor) -> None:
+        """Take the loss of an iteration, and check the one before."""
+        self.flush()
+        self._pending = (iteration, loss)
+
+    def flush(self) -> None:
+        """Read and check the last loss; after this every update so far is known to be sound.
+
+        Raises:
+            InputError: the loss is not finite, or 20 times the first.
+        """
+        if self._pending is None:
+            return
+        (iteration, tensor), self._pending = self._pending, None
+        loss = float(tensor)
+        if self.first is None:
+            self.first = loss
+        if not math.isfinite(loss):
+            raise InputError(
+                f"iteration {iteration}: the loss is {loss}, on {self.describe(iteration)}",
+                remedy="the last saved state is good: look at these images, lower --learning_rate, then --resume auto",
+            )
+        if loss > EXPLODED * self.first:
+            raise InputError(
+                f"iteration {iteration}: the loss exploded from {self.first:.3f} to {loss:.3f}",
+                remedy="the last saved state is good; lower --learning_rate",
+            )
+        self.trend.add(iteration, loss)
+        if iteration % self.log_every == 0:
+            self.history[iteration] = loss
 
 
 def warn_of_captions(captions: list[str]) -> None:

@@ -24,9 +24,8 @@ from captioner.data.batches import Batch, TrainingBatches
 from captioner.data.dataset import Dataset
 from captioner.data.images import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel
-from captioner.runtime.device import prepare_for_inference
+from captioner.runtime.precision import prepare_for_inference
 from captioner.training.trainer import Trainer
-from captioner.training.validation import BATCH_SIZE as VALIDATION_BATCH
 
 MEASURED_SECONDS = 4.0  # what measuring the time of one kind of iteration may take, about
 PROCESS_BYTES = 0.9e9  # what a training run of next to no weights and images was seen to take on Linux
@@ -187,12 +186,12 @@ def seconds_per_image(model: CaptionModel, device: torch.device, dtype: torch.dt
 
 
 @torch.inference_mode()
-def validation_bytes(model: CaptionModel, device: torch.device) -> int:
+def validation_bytes(model: CaptionModel, device: torch.device, batch_size: int) -> int:
     """The most that the CNN's forward pass over a batch of validation images takes."""
     images = torch.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
     with LiveMemory() as memory:
         model.cnn_features(images)
-    return memory.peak() * VALIDATION_BATCH
+    return memory.peak() * batch_size
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Training recipes: what `caption-train --preset` sets, stage by stage.
+"""Presets, that is training recipes: what `caption-train --preset` sets, stage by stage.
 
 The two stages are those of neuraltalk2's README: first the language model alone, on a CNN that stays as it is; then
 both together, from the best model of the first stage on (`--finetune_cnn_after 0` with `--start_from`). On COCO the

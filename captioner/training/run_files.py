@@ -14,8 +14,9 @@ from captioner.model.checkpoint import (
     save_resume_state,
     write_report,
 )
+from captioner.training.health_checks import LossMonitor
 from captioner.training.tensorboard import EventLog
-from captioner.training.trainer import LossMonitor, Trainer
+from captioner.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

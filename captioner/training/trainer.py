@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,10 @@ from torch import Tensor
 from captioner.data.batches import Batch
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.runtime.device import Processes
-from captioner.training.health_checks import LossTrend
+from captioner.runtime.processes import Processes
 from captioner.training.optim import clip_elementwise, make_optimizer
 
 log = logging.getLogger(__name__)
-
-EXPLODED = 20  # times the first loss: stop, as the original does
 
 
 @dataclass(frozen=True)
@@ -220,57 +216,3 @@ class Trainer:
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-class LossMonitor:
-    """Watches the loss without making a GPU wait: each loss is read once the next one is under way.
-
-    Args:
-        history: iteration → loss; filled every `log_every` iterations.
-        first: the run's first loss, where it was resumed.
-        describe: names the batch of an iteration, for the error.
-        trend: warns of a loss that does not fall.
-    """
-
-    def __init__(
-        self,
-        history: dict[int, float],
-        first: float | None,
-        log_every: int,
-        describe: Callable[[int], str],
-        trend: LossTrend,
-    ) -> None:
-        self.history, self.first, self.log_every, self.describe = history, first, log_every, describe
-        self.trend = trend
-        self._pending: tuple[int, Tensor] | None = None
-
-    def note(self, iteration: int, loss: Tensor) -> None:
-        """Take the loss of an iteration, and check the one before."""
-        self.flush()
-        self._pending = (iteration, loss)
-
-    def flush(self) -> None:
-        """Read and check the last loss; after this every update so far is known to be sound.
-
-        Raises:
-            InputError: the loss is not finite, or 20 times the first.
-        """
-        if self._pending is None:
-            return
-        (iteration, tensor), self._pending = self._pending, None
-        loss = float(tensor)
-        if self.first is None:
-            self.first = loss
-        if not math.isfinite(loss):
-            raise InputError(
-                f"iteration {iteration}: the loss is {loss}, on {self.describe(iteration)}",
-                remedy="the last saved state is good: look at these images, lower --learning_rate, then --resume auto",
-            )
-        if loss > EXPLODED * self.first:
-            raise InputError(
-                f"iteration {iteration}: the loss exploded from {self.first:.3f} to {loss:.3f}",
-                remedy="the last saved state is good; lower --learning_rate",
-            )
-        self.trend.add(iteration, loss)
-        if iteration % self.log_every == 0:
-            self.history[iteration] = loss

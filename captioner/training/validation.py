@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import torch
 
-from captioner.data.batches import dataset_batches, shares
+from captioner.data.batches import VALIDATION_BATCH, dataset_batches, shares
 from captioner.data.dataset import Dataset
 from captioner.inference.captioner import Captioner, Totals, evaluate, result_rows
 from captioner.metrics import score
@@ -15,8 +15,6 @@ from captioner.training.health_checks import warn_of_captions
 from captioner.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-BATCH_SIZE = 32  # results do not depend on it
 
 
 class Validation:
@@ -76,7 +74,7 @@ class Validation:
         captioner = Captioner([trainer.model], self.dataset.vocab, trainer.device, torch.float32)
         totals = Totals()
         rows: list[tuple[int, dict]] = []
-        positions = shares(len(self.indices), BATCH_SIZE, processes.rank, processes.size)
+        positions = shares(len(self.indices), VALIDATION_BATCH, processes.rank, processes.size)
         batches = dataset_batches(self.dataset, self.indices, positions, self.num_workers, self.features)
         with torch.autocast(trainer.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
             for evaluated in evaluate(captioner, batches, self.search_options):

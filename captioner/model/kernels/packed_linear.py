@@ -7,7 +7,7 @@ for 16 rows takes a third of the time; here it is done once, as torch's compiler
 import torch
 from torch import Tensor, nn
 
-from captioner.runtime.device import multiplies_bf16
+from captioner.runtime.hardware import multiplies_bf16
 
 ROWS = 16  # that the layout suits; others are served hardly slower
 

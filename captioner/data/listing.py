@@ -1,0 +1,48 @@
+"""The pictures of a folder, in the order in which people count them."""
+
+import os
+import re
+from pathlib import Path
+
+from captioner.data.images import has_image_suffix, starts_like_image
+from captioner.errors import InputError
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts img2 before img10."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts] + [
+        (2, 0, name)
+    ]
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder in natural order (img2 before img10).
+
+    Listed are files that start like a picture, whatever they are called, and everything that is called like a
+    picture, so that a damaged one is not passed over in silence. Hidden folders and the companions that macOS
+    writes ("._photo.jpg") are left out; linked folders are not entered.
+
+    Raises:
+        InputError: the folder is missing or cannot be read.
+    """
+    folder = Path(folder)
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})", remedy="name a folder of pictures")
+
+    for current, subfolders, names in os.walk(folder, onerror=refuse):
+        found += [Path(current, name) for name in names if _is_listed(os.path.join(current, name))]
+        if recursive:
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        else:
+            found += [Path(current, name) for name in subfolders if has_image_suffix(name)]
+            subfolders.clear()
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _is_listed(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith("._") and (has_image_suffix(name) or starts_like_image(path))
