@@ -95,6 +95,19 @@ captioner.cli.{command}.main(["--help"])"""
     assert not {"torch", "torchvision", "numpy", "PIL", "h5py"} & set(done.stderr.split())
 
 
+def test_every_command_is_listed_and_runs_as_an_argument_of_the_package():
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "captioner", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+
+    listed = run()
+    assert listed.returncode == 0
+    assert sorted(line.split()[0] for line in listed.stdout.splitlines() if line.startswith("  ")) == COMMANDS
+    assert run("eval", "--help").stdout.startswith("usage: caption-eval")
+    unknown = run("evaluate")
+    assert unknown.returncode == 2 and "no command 'evaluate'" in unknown.stderr
+
+
 WITHOUT_TORCH = """
     errors runtime.files runtime.signals data.vocabulary data.images data.listing data.records data.clean
     data.statistics metrics output.results output.page

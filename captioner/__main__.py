@@ -1,0 +1,33 @@
+"""`python -m captioner eval ...` is `caption-eval ...`; without a command it lists them."""
+
+import importlib
+import sys
+
+# The command, and what it is for.
+COMMANDS = {
+    "prepro": "pictures and captions to a dataset",
+    "train": "train a captioning model on a dataset",
+    "eval": "caption a folder of photos or a split of a dataset",
+    "score": "compare captions with what people said, or rate them by what a model thinks of them",
+    "convert": "bring checkpoints and weights here from other programs, and from here to them",
+    "sweep": "search for good training options",
+}
+
+
+def main() -> int:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        # Imported by name: each command brings in only what it needs.
+        return importlib.import_module(f"captioner.cli.{name}").main(sys.argv[2:])
+    listing = "\n".join(f"  {command:9}{purpose}" for command, purpose in COMMANDS.items())
+    usage = f"usage: python -m captioner COMMAND ...\n\n{listing}\n\npython -m captioner COMMAND --help tells more."
+    if name in ("", "-h", "--help"):
+        print(usage)
+        return 0
+    print(f"captioner: there is no command {name!r}\n{usage}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
