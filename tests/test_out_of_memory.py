@@ -113,7 +113,7 @@ def test_too_little_for_one_image_is_one_line(data, command, tmp_path, monkeypat
 ONE_SMALL_RANK = """
 import os, sys, torch
 from captioner.cli.train import main
-from captioner.decoder import Decoder
+from captioner.model.decoder import Decoder
 whole = Decoder.loss_sum
 def loss_sum(self, features, labels):
     if self.training and os.environ.get("RANK") == "1" and len(labels) > 2:
