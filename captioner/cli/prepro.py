@@ -41,7 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--images_root", default="", help="folder that the paths of the pictures start from")
     p.add_argument("--word_count_threshold", default=5, type=non_negative, help="words seen so often or less are UNK")
     p.add_argument("--num_test", default=0, type=non_negative, help="images of the test split")
-    p.add_argument("--tokenizer", default="ascii", choices=("ascii", "unicode"), help="ascii is the original's")
+    p.add_argument(
+        "--tokenizer",
+        default="ascii",
+        choices=("ascii", "unicode", "ptb"),
+        help="how captions become words: "
+        "ascii is the original's rule (tshirt), unicode is for any language, ptb is how scores read them (t-shirt)",
+    )
     p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture")
     p.add_argument("--num_workers", type=non_negative, help="processes that read pictures (default: one per CPU)")
     p.add_argument("--resume", default=True, type=flag, metavar="1|0", help="continue an interrupted run")

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from captioner.data.vocabulary import tokenise
+from captioner.data.tokenizers import tokenise
 from captioner.runtime.files import cannot_write
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from captioner.data.caption_file import CaptionFile
 from captioner.data.records import Record
-from captioner.data.vocabulary import tokenise
+from captioner.data.tokenizers import tokenise
 from captioner.errors import InputError
 
 

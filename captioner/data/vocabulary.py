@@ -1,69 +1,11 @@
-"""Captions as words, words as ids."""
+"""Words as ids."""
 
-import string
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from captioner.data.tokenizers import TOKENIZERS, joined
 from captioner.errors import InputError
 
 UNK = "UNK"
-TOKENIZERS = ("ascii", "unicode")
-
-_NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-# Scripts written without spaces between words: each character becomes a token of its own.
-# First and last code point of each block (The Unicode Standard, Blocks.txt).
-_UNSPACED_BLOCKS = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Myanmar
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # ideographic iteration mark, closing mark, zero
-    (0x3040, 0x30FF),  # Hiragana, Katakana
-    (0x31F0, 0x31FF),  # Katakana extensions
-    (0x3400, 0x4DBF),  # Han, extension A
-    (0x4E00, 0x9FFF),  # Han
-    (0xF900, 0xFAFF),  # Han, compatibility
-    (0x20000, 0x3FFFF),  # Han, further extensions
-)
-
-
-def tokenise(caption: str, tokenizer: str = "ascii") -> list[str]:
-    """Split a caption into lower-case words without punctuation.
-
-    `ascii` is the rule of the original's prepro.py: lower-case, ASCII punctuation removed (not replaced:
-    "t-shirt" is "tshirt"), split on white space. `unicode` is for any language: NFKC, case folding, every
-    character of the Unicode categories P* and S* separates words (but an apostrophe inside a word is
-    dropped: "don't" is "dont"), combining marks stay with their letter, and each character of a script
-    without spaces (Han, Kana, Thai, ..) is a word.
-    """
-    if tokenizer == "ascii":
-        return caption.lower().translate(_NO_ASCII_PUNCTUATION).split()
-    if tokenizer == "unicode":
-        return _tokenise_unicode(caption)
-    raise InputError(f"tokenizer {tokenizer!r} is unknown", expected=" or ".join(TOKENIZERS))
-
-
-def _tokenise_unicode(caption: str) -> list[str]:
-    # Folding can undo the normal form ("ŉ" becomes two characters), hence the second pass.
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
-    pieces: list[str] = []
-    unspaced = False  # does the last piece belong to a script without spaces?
-    for character in text:
-        category = unicodedata.category(character)
-        if character in "'’" or category == "Cf":
-            continue  # an apostrophe, or an invisible joiner
-        if category[0] in "PSZC":
-            pieces.append(" ")
-            unspaced = False
-        elif category[0] == "M":
-            pieces.append(character)
-        elif any(first <= ord(character) <= last for first, last in _UNSPACED_BLOCKS):
-            pieces.append(" " + character)
-            unspaced = True
-        else:
-            pieces.append(" " + character if unspaced else character)
-            unspaced = False
-    return "".join(pieces).split()
 
 
 class Vocab:
@@ -71,7 +13,7 @@ class Vocab:
 
     Args:
         words: V distinct words; at most one of them is "UNK", which stands for all other words.
-        tokenizer: how captions were split ("ascii" or "unicode"); it travels with the words.
+        tokenizer: how captions were split (one of TOKENIZERS); it travels with the words.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str = "ascii") -> None:
@@ -153,13 +95,13 @@ class Vocab:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words up to the first id without one (END, padding), joined with one space."""
+        """Words up to the first id without one (END, padding), as the tokenizer's captions are written."""
         words = []
         for word_id in ids:
             if not 1 <= word_id <= len(self.words):
                 break
             words.append(self.words[word_id - 1])
-        return " ".join(words)
+        return joined(words, self.tokenizer)
 
     def __contains__(self, word: object) -> bool:
         return word in self._ids

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from captioner.data.batches import Batch
-from captioner.data.vocabulary import Vocab, tokenise
+from captioner.data.tokenizers import tokenise
+from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.model.decoder import Decoder, caption_targets
 

@@ -20,7 +20,7 @@ from captioner.metrics.measure import Measure, mean_measure
 _JAVA_OPTIONS = ("-Dfile.encoding=UTF-8", "-XX:+UseSerialGC")
 _METEOR_MEMORY = "-Xmx2G"  # holds its paraphrase table
 _SPICE_MEMORY = "-Xmx8G"
-# What coco-caption drops from the PTB tokeniser's output. Bracket names stay: see `captioner.metrics.tokenizers`.
+# What coco-caption drops from the PTB tokeniser's output. Bracket names stay: see `captioner.data.tokenizers`.
 _PTB_PUNCTUATION = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())
 
 # METEOR's parameters for English (Denkowski and Lavie 2014).

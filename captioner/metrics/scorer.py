@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+from captioner.data.tokenizers import tokenise
 from captioner.errors import InputError
 from captioner.metrics import java
 from captioner.metrics.measure import Measure
 from captioner.metrics.ngrams import NgramTable, bleu, cider
 from captioner.metrics.rouge import rouge_l
-from captioner.metrics.tokenizers import tokenise_python
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 WITHOUT_JAVA = ("Bleu", "ROUGE_L", "CIDEr")
@@ -58,7 +58,7 @@ def score(
         predictions: N captions as written; empty ones are allowed.
         references: N lists of at least one caption.
         metrics: names from METRICS. One that cannot run is listed under `skipped`, the others go on.
-        tokenizer: "python", or "ptb" for coco-caption's own (needs Java).
+        tokenizer: "python" (`ptb` of captioner.data.tokenizers), or "ptb" for coco-caption's own (needs Java).
         df_references: images (one list of captions each) that CIDEr's document frequencies are counted on;
             None: the evaluated references, as coco-caption does.
 
@@ -125,7 +125,7 @@ def tokenise_groups(groups: Sequence[Sequence[str]], tokenizer: str) -> list[lis
         except java.Unavailable as error:
             raise InputError(f"tokenizer ptb cannot run: {error}", remedy="use the tokenizer python") from error
     elif tokenizer == "python":
-        tokenised = iter(tokenise_python(flat))
+        tokenised = (" ".join(tokenise(caption, "ptb")) for caption in flat)
     else:
         raise ValueError(f"no such tokenizer: {tokenizer}")
     return [list(islice(tokenised, len(captions))) for captions in groups]
