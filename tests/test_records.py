@@ -101,6 +101,48 @@ def test_folder(tmp_path: Path) -> None:
     assert read_records(tmp_path, tmp_path.parent)[0].file_path == f"{tmp_path.name}/d.jpg"
 
 
+def test_names_of_class_folders_become_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for name in ("hot_dog/a.jpg", "cat/b.jpg", "top.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(photo(20, 20), "JPEG"))
+    assert read_records(tmp_path) == [
+        Record("cat/b.jpg", ["cat"]),
+        Record("hot_dog/a.jpg", ["hot dog"]),
+        Record("top.jpg", []),
+    ]
+    assert "2 names of folders become captions: 'cat', 'hot dog'" in caplog.text
+
+
+def test_class_folders_of_splits(tmp_path: Path) -> None:
+    for name in ("train/dog/a.jpg", "valid/dog/b.jpg", "test/cat/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(encoded(photo(20, 20), "JPEG"))
+    assert [(r.captions, r.split) for r in read_records(tmp_path)] == [
+        (["cat"], "test"),
+        (["dog"], "train"),
+        (["dog"], "val"),
+    ]
+
+
+def test_lists_of_path_and_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text("my photos/a.JPG hot_dog\nb.png cat, sleeping\n")
+    expected = [Record("my photos/a.JPG", ["hot dog"]), Record("b.png", ["cat, sleeping"])]
+    assert read_records(path) == expected
+    path.write_text("my photos/a.JPG 0\nb.png 1\n")
+    assert [record.captions for record in read_records(path)] == [["0"], ["1"]]
+    assert "its labels are numbers" in caplog.text
+    (tmp_path / "labels.txt").write_text("hot_dog\ncat, sleeping\n")
+    assert read_records(path) == expected
+    path.write_text("b.png 2\n")
+    with pytest.raises(InputError, match="label 2, but .*labels.txt has 2 lines"):
+        read_records(path)
+    path.write_text("a.jpg dog\nb dog\n")
+    with pytest.raises(InputError, match="line 2 is 'b dog'"):
+        read_records(path)
+
+
 def test_pictures_beside_the_description(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     path = tmp_path / "data.json"
@@ -141,7 +183,7 @@ MISTAKES = {
     "image,words\na.jpg,x\n": "the header is",
     "image,caption,split\na.jpg,x,train\nb.jpg,y\n": "line 3 has 2 columns",
     'image,caption\na.jpg,"open\nb.jpg,y\n': "not a proper table row",
-    "image,caption\n,a dog\n": "line 2: image is empty",
+    "image,caption\n,a dog\n": "line 2: file_path is missing",
     "a.jpg#0\tA dog.\nb.jpg A cat.\n": "line 2",
 }
 

@@ -110,6 +110,16 @@ def test_table_of_references_joins_by_name(tmp_path: Path) -> None:
     assert [r for _, r in pairs_of(tmp_path, rows, table)] == [r["captions"] for r in REFERENCES]
 
 
+def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    """UTF-16, and with ids alone."""
+    table = "image_id\tcaption\n" + "".join(f"{r['id']}\t{c}\n" for r in REFERENCES for c in r["captions"])
+    (tmp_path / "r.txt").write_bytes(table.encode("utf-16"))
+    rows = "image_id\tcaption\n" + "".join(f"{p['image_id']}\t{p['caption']}\n" for p in PREDICTIONS)
+    (tmp_path / "p.txt").write_bytes(rows.encode("utf-16"))
+    joined = join(read_predictions(tmp_path / "p.txt"), read_references(tmp_path / "r.txt"))
+    assert [(prediction.caption, reference.captions) for prediction, reference in joined.pairs] == EXPECTED
+
+
 def test_a_base_name_in_two_folders_decides_nothing(tmp_path: Path) -> None:
     references = [{"file_path": "a/x.jpg", "captions": ["a"]}, {"file_path": "b/x.jpg", "captions": ["b"]}]
     with pytest.raises(InputError, match="no prediction belongs to any reference"):
@@ -127,7 +137,9 @@ def test_ids_that_fit_a_few_by_accident_do_not_join(tmp_path: Path) -> None:
 
 def test_repeated_captions_are_tolerated_and_different_ones_are_not(tmp_path: Path) -> None:
     assert pairs_of(tmp_path, [*PREDICTIONS, PREDICTIONS[0]], REFERENCES) == EXPECTED
-    with pytest.raises(InputError, match=r"entry 3: a second, different caption for image 1 \(the first: entry 0\)"):
+    with pytest.raises(
+        InputError, match=r"entry 3 \(line 1\): a second, different caption for image 1 \(the first: entry 0 "
+    ):
         pairs_of(tmp_path, [*PREDICTIONS, {"image_id": 1, "caption": "other"}], REFERENCES)
 
 
@@ -135,23 +147,24 @@ BAD_PREDICTIONS = {
     "empty list": ("[]", "holds no captions"),
     "empty file": ("", "is empty"),
     "not json": ('[{"image_id": 1,', "line 1 is not JSON"),
-    "no list": ('{"captions": {}}', "is an object with"),
-    "entry": ('[{"image_id": 1, "caption": "x"}, 7]', "entry 1 is 7"),
-    "nan caption": ('[{"image_id": 1, "caption": NaN}]', "entry 0: caption is NaN"),
-    "no caption": ('[{"image_id": 1}]', "entry 0: caption is missing"),
-    "nan id": ('[{"image_id": NaN, "caption": "x"}]', "entry 0: image_id is NaN"),
-    "true id": ('[{"image_id": true, "caption": "x"}]', "entry 0: image_id is True"),
-    "list id": ('[{"image_id": [1], "caption": "x"}]', "entry 0: image_id is [1]"),
-    "no id": ('[{"caption": "x"}]', "entry 0: has neither image_id nor file_name"),
-    "number as name": ('[{"file_name": 3, "caption": "x"}]', "entry 0: file_name is 3"),
+    "no list": ('{"captions": {}}', "has no images (its keys: captions)"),
+    "entry": ('[{"image_id": 1, "caption": "x"}, 7]', "entry 1 (line 1) is 7"),
+    "nan caption": ('[{"image_id": 1, "caption": NaN}]', "entry 0 (line 1): caption is NaN"),
+    "no caption": ('[{"image_id": 1}]', "entry 0 (line 1): caption is missing"),
+    "nan id": ('[{"image_id": NaN, "caption": "x"}]', "entry 0 (line 1): image_id is NaN"),
+    "true id": ('[{"image_id": true, "caption": "x"}]', "entry 0 (line 1): image_id is True"),
+    "list id": ('[{"image_id": [1], "caption": "x"}]', "entry 0 (line 1): image_id is [1]"),
+    "no id": ('[{"caption": "x"}]', "entry 0 (line 1): has neither image_id nor file_name"),
+    "number as name": ('[{"file_name": 3, "caption": "x"}]', "entry 0 (line 1): file_name is 3"),
     "no overlap": ('[{"image_id": 77, "caption": "x"}]', "the first prediction is of image_id 77, the first reference"),
-    "nested too deep": ("[" * 100_000, "line 1 is not JSON"),
+    "nested too deep": ("[" * 100_000, "line 1 is nested too deeply"),
     "number too long": ('[{"image_id": ' + "1" * 10_000 + "}]", "line 1 is not JSON"),
-    "open quote": ('"a', "is not a proper table row"),
+    "open quote": ('image_id,caption\n1,"a', "line 2 is not a proper table row"),
+    "no table": ('"a', "is no description of pictures and captions"),
     "bad line": ('{"image_id": 1, "caption": "x"}\n{oops}\n', "line 2 is not JSON"),
-    "other table": ("name;text\n1;x\n", "begins with"),
+    "other table": ("name;text\n1;x\n", "the header is"),
     "short table row": ("image_id,caption\n1,x\n,y\n", "line 3: has neither"),
-    "not utf-8": (b'[{"image_id": 1, "caption": "\xff"}]', "is not UTF-8 text"),
+    "not utf-8": (b'[{"image_id": 1, "caption": "\xff"}]', "line 1 is not UTF-8 text"),
     "binary": (b"\x89PNG\r\n\x1a\n\x00", "is not UTF-8 text"),
 }
 
@@ -167,9 +180,9 @@ def test_bad_predictions_are_one_line(
 
 BAD_REFERENCES = {
     "empty list": ("[]", "holds no captions"),
-    "captions no list": ('[{"id": 1, "captions": "a dog"}]', "entry 0: captions is 'a dog'"),
-    "nan caption": ('[{"id": 1, "captions": ["a dog", NaN]}]', "entry 0: captions[1] is NaN"),
-    "no captions": ('[{"id": 1}]', "entry 0: caption is missing"),
+    "captions no list": ('[{"id": 1, "captions": "a dog"}]', "entry 0 (line 1): captions is 'a dog'"),
+    "nan caption": ('[{"id": 1, "captions": ["a dog", NaN]}]', "entry 0 (line 1): captions[1] is NaN"),
+    "no captions": ('[{"id": 1}]', "entry 0 (line 1): captions is missing"),
     "no annotations": ('{"images": []}', "annotations"),
     "all without captions": ('[{"id": 1, "captions": []}]', "holds no captions"),
 }

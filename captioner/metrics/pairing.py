@@ -7,20 +7,14 @@ References   [{"image_id" | "id" | "file_path": .., "captions": [".."]}, ..] or 
              Karpathy, tables, Flickr's .token, folders with text files).
 """
 
-import csv
-import io
-import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from captioner.data.records import read_records
+from captioner.data.entries import ID_KEYS, Entry, caption_of, id_of, read_entries, text_of, whole
+from captioner.data.records import known_captions
 from captioner.errors import InputError
 
-_NAME_KEYS = ("file_path", "file_name", "filename", "image")
-_HEAD_CHARACTERS = 2**16  # enough to tell a file's form
 _PREDICTION_NAME_KEYS = ("file_name", "file_path", "filename")  # not "image": the page's own copy of the picture
 
 
@@ -85,13 +79,19 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         InputError: naming the file, the first entry at fault and what it should be.
     """
     path = Path(path)
-    predictions = []
-    for source, entry in _entries(path, '[{"image_id": .., "caption": ".."}, ..]'):
-        image_id, name = _identity(entry, ("image_id", "id"), _PREDICTION_NAME_KEYS, source)
-        predictions.append(Prediction(image_id, name, _caption(entry.get("caption"), f"{source}: caption"), source))
+    predictions = [_prediction(entry) for entry in read_entries(path)]
     if not predictions:
         raise InputError(f"{path}: holds no captions")
     return predictions
+
+
+def _prediction(entry: Entry) -> Prediction:
+    fields, source = entry.fields, entry.source
+    image_id, name = id_of(fields, ID_KEYS, source), text_of(fields, _PREDICTION_NAME_KEYS, source)
+    if image_id is None and not name:
+        raise InputError(f"{source}: has neither image_id nor file_name (its keys: {', '.join(map(str, fields))})")
+    caption = caption_of(fields.get("caption"), f"{source}: caption")
+    return Prediction(image_id, whole(name) if name else None, caption, source)
 
 
 def read_references(path: str | Path) -> list[Reference]:
@@ -101,9 +101,9 @@ def read_references(path: str | Path) -> list[Reference]:
         InputError: naming the file, the first entry at fault and what it should be.
     """
     path = Path(path)
-    read = _listed_references(path) if _is_list(path) else _described_references(path)
     merged: dict[tuple[int | str | None, str | None], Reference] = {}
-    for reference in read:
+    for record in known_captions(path):
+        reference = Reference(record.id, whole(record.file_path) or None, record.captions)
         known = merged.setdefault((reference.image_id, reference.name), reference)
         if known is not reference:
             known.captions.extend(reference.captions)
@@ -111,141 +111,6 @@ def read_references(path: str | Path) -> list[Reference]:
     if not references:
         raise InputError(f"{path}: holds no captions")
     return references
-
-
-def _is_list(path: Path) -> bool:
-    """Is it a list of entries, JSON or JSON lines, rather than a form that only `records` knows?"""
-    if path.is_dir():
-        return False
-    start = _read_text(path, _HEAD_CHARACTERS).lstrip()
-    if start.startswith("{"):
-        first = start.split("\n", 1)[0]
-        try:
-            return not {"images", "annotations"} & json.loads(first).keys()
-        except (ValueError, RecursionError):
-            return False
-    return start.startswith("[") and '"sentences"' not in start
-
-
-def _listed_references(path: Path) -> Iterator[Reference]:
-    for source, entry in _entries(path, '[{"image_id": .., "captions": ["..", ..]}, ..]'):
-        image_id, name = _identity(entry, ("image_id", "id"), _NAME_KEYS, source)
-        captions = entry["captions"] if "captions" in entry else [entry.get("caption")]
-        if not isinstance(captions, list):
-            raise InputError(f"{source}: captions is {_short(captions)}", expected="a list of sentences")
-        where = "captions[{}]" if "captions" in entry else "caption"
-        sentences = [_caption(caption, f"{source}: {where.format(i)}") for i, caption in enumerate(captions)]
-        yield Reference(image_id, name, sentences)
-
-
-def _described_references(path: Path) -> Iterator[Reference]:
-    for record in read_records(path):
-        image_id = _whole(record.id) if isinstance(record.id, str) else record.id
-        yield Reference(image_id, _whole(record.file_path), [_whole(caption) for caption in record.captions])
-
-
-def _read_text(path: Path, size: int = -1) -> str:
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            return stream.read(size)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text") from error
-
-
-def _entries(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of a JSON list, of JSON lines or of a CSV table, each with where it stands."""
-    text = _read_text(path)
-    start = text.lstrip()
-    if not start:
-        raise InputError(f"{path}: is empty", expected=expected)
-    if start[0] not in "[{":
-        yield from _table(path, text, expected)
-        return
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if start[0] == "{" and "\n" in start.strip():
-            yield from _json_lines(path, text, expected)
-            return
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise _no_json(f"{path}: line {line}", error, expected) from None
-    if isinstance(value, dict):
-        if not {"image_id", "id", *_NAME_KEYS} & value.keys():
-            raise InputError(f"{path}: is an object with {_short(sorted(value))}", expected=expected)
-        value = [value]
-    for index, entry in enumerate(value):
-        yield _checked(entry, f"{path}: entry {index}", expected)
-
-
-def _json_lines(path: Path, text: str, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _no_json(f"{path}: line {number}", error, expected) from None
-            yield _checked(entry, f"{path}: line {number}", expected)
-
-
-def _no_json(source: str, error: ValueError | RecursionError, expected: str) -> InputError:
-    # Besides bad syntax: numbers of thousands of digits, and lists nested thousands deep.
-    return InputError(f"{source} is not JSON ({getattr(error, 'msg', error)})", expected=expected)
-
-
-def _table(path: Path, text: str, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, restval="")
-    try:
-        columns = rows.fieldnames or []
-        if "caption" not in columns or not {"image_id", "id", *_PREDICTION_NAME_KEYS} & set(columns):
-            form = f"{expected}, or CSV with these columns"
-            raise InputError(f"{path}: begins with {_short(text[:40])}", expected=form)
-        for row in rows:
-            # An empty cell is a missing value, but for the caption.
-            entry = {key: value for key, value in row.items() if key and (value or key == "caption")}
-            yield f"{path}: line {rows.line_num}", entry
-    except csv.Error as error:
-        raise InputError(f"{path}: line {rows.line_num} is not a proper table row ({error})") from None
-
-
-def _checked(entry: object, source: str, expected: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(entry, dict):
-        raise InputError(f"{source} is {_short(entry)}", expected=expected)
-    return source, entry
-
-
-def _identity(
-    entry: dict[str, Any], id_keys: Sequence[str], name_keys: Sequence[str], source: str
-) -> tuple[int | str | None, str | None]:
-    image_id = next((entry[key] for key in id_keys if entry.get(key) is not None), None)
-    if isinstance(image_id, float) and math.isfinite(image_id) and image_id == int(image_id):
-        image_id = int(image_id)  # 5.0: tables turn whole numbers into these
-    if image_id is not None and (isinstance(image_id, bool) or not isinstance(image_id, int | str)):
-        raise InputError(f"{source}: image_id is {_short(image_id)}", expected="a whole number or text")
-    name = next((entry[key] for key in name_keys if entry.get(key) is not None), None)
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"{source}: file_name is {_short(name)}", expected="text")
-    if image_id is None and not name:
-        raise InputError(f"{source}: has neither image_id nor file_name (its keys: {', '.join(map(str, entry))})")
-    return _whole(image_id) if isinstance(image_id, str) else image_id, _whole(name) if name else None
-
-
-def _caption(value: object, source: str) -> str:
-    if not isinstance(value, str):
-        problem = "is missing" if value is None else f"is {_short(value)}"
-        raise InputError(f"{source} {problem}", expected='text (an empty caption is "")')
-    return _whole(value)
-
-
-def _whole(text: str) -> str:
-    r"""Replace half characters (JSON's "\ud83d" alone), which no output can carry."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _short(value: object) -> str:
-    text = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # Joining. 5 and "5" are one id; a\b.jpg and ./a/b.jpg are one name.
