@@ -12,7 +12,7 @@ from caffe_writer import NAMES, narrow_net, written
 from captioner.convert.caffe import read_caffemodel
 from captioner.convert.torchvision import read_cnn_weights
 from captioner.errors import InputError
-from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, Normalise
 
 KINDS = ("v1", "new", "new_double")
 
@@ -42,7 +42,7 @@ def test_features_equal_opencvs(caffe: Path, kind: str) -> None:
         encoder = Encoder(layer, weights.conv_widths, weights.fc_width or 1, 8).eval()
         encoder.load_state_dict(weights.state, strict=False)
         with torch.no_grad():
-            features = encoder.cnn(normalise(images, weights.pixels)).numpy()
+            features = encoder.cnn(Normalise(weights.pixels)(images)).numpy()
         assert np.abs(features - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 

@@ -13,7 +13,7 @@ import torchvision
 
 from captioner.convert.torchvision import IMAGENET_URL, read_cnn_weights
 from captioner.errors import InputError
-from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, normalise
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, Encoder, Normalise
 
 WIDTHS = (2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
 FC = 7
@@ -74,7 +74,7 @@ def test_features_equal_torchvisions_own_forward(whole: Path) -> None:
     encoder = Encoder("pool5", WIDTHS, FC, 8).eval()
     weights = read_cnn_weights(str(whole), "pool5")
     encoder.load_state_dict(weights.state, strict=False)
-    torch.testing.assert_close(encoder.cnn(normalise(images, weights.pixels)), x.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.cnn(Normalise(weights.pixels)(images)), x.mean((2, 3)), rtol=1e-4, atol=1e-4)
 
 
 def test_convolutions_only_fit_pool5_and_are_caffes(tmp_path: Path) -> None:

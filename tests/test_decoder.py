@@ -30,6 +30,12 @@ def some_labels(num: int = 6, length: int = 7, vocab_size: int = 5) -> Tensor:
     return labels
 
 
+def mean_loss(decoder: Decoder, features: Tensor, labels: Tensor) -> Tensor:
+    """Of captions with an image each."""
+    total, count = decoder.loss_sum(features, torch.arange(len(labels)), labels)
+    return total / count
+
+
 def load_original(reference: Path, model: str) -> tuple[Decoder, dict[str, Tensor]]:
     """The decoder with the original's weights, and all arrays of its .npz."""
     with np.load(reference / f"{model}.npz") as arrays:
@@ -102,7 +108,7 @@ def test_targets_are_the_words_and_one_end_per_caption():
 def test_gradients_agree_with_finite_differences(layers):
     decoder, labels = make_decoder(layers=layers), some_labels()
     features = torch.randn(6, 4).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *_: decoder.loss(x, labels), (features, *decoder.parameters()))
+    assert torch.autograd.gradcheck(lambda x, *_: mean_loss(decoder, x, labels), (features, *decoder.parameters()))
     assert torch.autograd.gradcheck(lambda x: decoder(x, labels), (features,))
 
 
@@ -119,18 +125,18 @@ def test_loss_is_the_mean_over_the_targets_of_the_full_forward_pass(layers):
             if word or not ended:
                 terms.append(-logprobs[n, t, (word or decoder.end_id) - 1])
             ended |= word == 0
-    total, count = decoder.loss_sum(features, labels)
+    total, count = decoder.loss_sum(features, torch.arange(6), labels)
     assert count == len(terms)
     torch.testing.assert_close(total, torch.stack(terms).sum())
-    torch.testing.assert_close(decoder.loss(features, labels), torch.stack(terms).mean())
+    torch.testing.assert_close(mean_loss(decoder, features, labels), torch.stack(terms).mean())
 
 
 def test_loss_ignores_the_order_of_captions_and_how_far_they_are_padded():
     decoder, labels = make_decoder(), some_labels()
     features = torch.randn(6, 4).double()
-    whole = decoder.loss(features, labels)
+    whole = mean_loss(decoder, features, labels)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    torch.testing.assert_close(decoder.loss(features[order], F.pad(labels, (0, 9))[order]), whole)
+    torch.testing.assert_close(mean_loss(decoder, features[order], F.pad(labels, (0, 9))[order]), whole)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -139,7 +145,7 @@ def test_padding_costs_no_work(layers):
     decoder, labels = make_decoder(vocab_size=50, layers=layers), some_labels()
     features = torch.randn(6, 4).double()
     with FlopCounterMode(display=False) as counter:
-        total, targets = decoder.loss_sum(features.requires_grad_(), F.pad(labels, (0, 9)))
+        total, targets = decoder.loss_sum(features.requires_grad_(), torch.arange(6), F.pad(labels, (0, 9)))
     assert targets == 8 * 3 + 4 + 5 + 1
     # 32 gates; 4 numbers come in from below and 8 from the step before, which the image step does not have.
     first, further = (targets + 6) * 4 + targets * 8, (targets + 6) * 8 + targets * 8
@@ -154,14 +160,14 @@ def test_loss_under_autocast_and_without_gradients_is_the_same_loss():
     torch.manual_seed(0)
     decoder, labels = make_decoder(vocab_size=300, encoding=16, rnn=32).float(), some_labels(num=70)
     features = torch.randn(70, 16)
-    exact = decoder.loss(features, labels)
+    exact = mean_loss(decoder, features, labels)
     exact.backward()
     expected = [parameter.grad.clone() for parameter in decoder.parameters()]
     with torch.no_grad():
-        assert decoder.loss(features, labels) == exact
+        assert mean_loss(decoder, features, labels) == exact
     decoder.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = decoder.loss(features, labels)
+        rounded = mean_loss(decoder, features, labels)
     rounded.backward()
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
@@ -177,7 +183,7 @@ def test_first_loss_is_that_of_guessing_and_a_tiny_set_is_learnt_by_heart():
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss = decoder.loss(features, labels)
+        loss = mean_loss(decoder, features, labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -200,9 +206,9 @@ def test_dropout_acts_in_training_mode_only_and_without_bias():
     torch.manual_seed(0)
     decoder, labels = make_decoder(layers=2), some_labels()
     features = torch.randn(6, 4).double()
-    assert decoder.loss(features, labels) == decoder.loss(features, labels)
+    assert mean_loss(decoder, features, labels) == mean_loss(decoder, features, labels)
     decoder.train()
-    assert decoder.loss(features, labels) != decoder.loss(features, labels)
+    assert mean_loss(decoder, features, labels) != mean_loss(decoder, features, labels)
     hidden = torch.ones(400, 500)
     dropped = decoder._dropout(hidden)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
@@ -252,14 +258,14 @@ def test_logprobs_losses_and_gradients_are_the_originals(original):
     for case, facts in cases.items():
         labels = arrays[f"{case}.labels"].t()
         features = arrays[f"{case}.features"].requires_grad_()
-        repeated = features.repeat_interleave(facts["seq_per_img"], 0)
+        image_of_caption = torch.arange(len(features)).repeat_interleave(facts["seq_per_img"])
 
         logprobs = arrays[f"{case}.logprobs"].transpose(0, 1)
         computed = ~logprobs.isnan()
-        assert (decoder(repeated, labels) - logprobs)[computed].abs().max() < 1e-4
+        assert (decoder(features[image_of_caption], labels) - logprobs)[computed].abs().max() < 1e-4
 
         decoder.zero_grad()
-        total, count = decoder.loss_sum(repeated, labels)
+        total, count = decoder.loss_sum(features, image_of_caption, labels)
         (total / count).backward()
         assert count == facts["n_targets"]
         assert abs(total.item() / count - facts["loss"]) < 1e-5

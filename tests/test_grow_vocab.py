@@ -62,7 +62,7 @@ def test_shared_words_keep_their_logits(start):
         for model, vocabulary in ((old, OLD), (new, words)):
             ids = {word: k for k, word in enumerate([*vocabulary, "<start>"], start=1)}
             columns = [ids[word] - 1 for word in [*shared, "<start>"]]
-            state = model.decoder.start(model.encoder.encode(model.cnn_features(images)))
+            state = model.decoder.start(model.encode(images))
             steps = []
             for word in spoken:
                 step, state = model.decoder.step(torch.full((3,), ids[word]), state)

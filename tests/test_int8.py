@@ -21,7 +21,7 @@ from captioner.model.checkpoint import (
     save_checkpoint,
 )
 from captioner.model.config import ModelConfig
-from captioner.model.encoder import Encoder, normalise
+from captioner.model.encoder import Encoder, Normalise
 from captioner.model.kernels.int8 import Int8Convolutions, measure_ranges, require_int8
 
 WIDTHS = (8, 8, 16, 16, 16, 24, 24, 24, 24, 32, 32, 32, 32)
@@ -46,7 +46,7 @@ def images():
     torch.manual_seed(1)
     coarse = torch.randint(0, 256, (5, 3, 14, 14)).float()
     smooth = torch.nn.functional.interpolate(coarse, size=(224, 224), mode="bilinear")
-    return normalise(smooth.to(torch.uint8), "caffe")
+    return Normalise("caffe")(smooth.to(torch.uint8))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import load_checkpoint
-from captioner.model.decoder import Decoder
 
 CAPTIONS = 2  # per image
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]
@@ -36,19 +36,19 @@ class _FailsInBackward(torch.autograd.Function):
 def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int, where: str) -> list[int]:
     """Let training fail for more than `images` at once; returns the list of what was tried, as it grows."""
     tried: list[int] = []
-    whole = Decoder.loss_sum
+    whole = CaptionModel.loss_sum
 
-    def loss_sum(self: Decoder, features: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(self: CaptionModel, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         if not self.training:
-            return whole(self, features, labels)
+            return whole(self, encodings, image_of_caption, labels)
         tried.append(len(labels) // CAPTIONS)
         too_large = tried[-1] > images
         if too_large and where == "forward":
             raise torch.OutOfMemoryError("injected")
-        total, count = whole(self, features, labels)
+        total, count = whole(self, encodings, image_of_caption, labels)
         return (_FailsInBackward.apply(total) if too_large else total), count
 
-    monkeypatch.setattr(Decoder, "loss_sum", loss_sum)
+    monkeypatch.setattr(CaptionModel, "loss_sum", loss_sum)
     return tried
 
 
@@ -113,14 +113,14 @@ def test_too_little_for_one_image_is_one_line(data, command, tmp_path, monkeypat
 ONE_SMALL_RANK = """
 import os, sys, torch
 from captioner.cli.train import main
-from captioner.model.decoder import Decoder
-whole = Decoder.loss_sum
-def loss_sum(self, features, labels):
+from captioner.model.caption_model import CaptionModel
+whole = CaptionModel.loss_sum
+def loss_sum(self, encodings, image_of_caption, labels):
     if self.training and os.environ.get("RANK") == "1" and len(labels) > 2:
         print("injected", file=sys.stderr)
         raise torch.OutOfMemoryError("injected")
-    return whole(self, features, labels)
-Decoder.loss_sum = loss_sum
+    return whole(self, encodings, image_of_caption, labels)
+CaptionModel.loss_sum = loss_sum
 sys.exit(main())
 """
 

@@ -20,7 +20,7 @@ from captioner.cli import eval as eval_command
 from captioner.convert.neuraltalk2 import load_neuraltalk2
 from captioner.data.images import crop, read_image
 from captioner.model.caption_model import CaptionModel, build_model
-from captioner.model.encoder import normalise
+from captioner.model.encoder import Normalise
 from captioner.search import Hypothesis, SearchOptions, search
 
 whole_set = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def expected_captions(run: dict[str, Any]) -> dict[str, str]:
 
 def captions(model: CaptionModel, images: torch.Tensor, beam_size: int, keep_finished: bool) -> list[Hypothesis]:
     with torch.no_grad():
-        features = model.encoder.encode(model.cnn_features(images))
+        features = model.encode(images)
         found = search(
             model.decoder.step,
             model.decoder.start(features),
@@ -129,9 +129,10 @@ def losses(model: CaptionModel, data: dict[str, np.ndarray], split: str, batches
     for batch in batches:
         labels = torch.from_numpy(data[f"{split}_labels"][batch])
         with torch.no_grad():
-            features = model.encoder.encode(model.cnn_features(torch.from_numpy(data[f"{split}_images"][batch])))
-            each = features.repeat_interleave(labels.shape[1], 0)
-            out.append(model.decoder.loss(each, labels.flatten(0, 1)).item())
+            encodings = model.encode(torch.from_numpy(data[f"{split}_images"][batch]))
+            image_of_caption = torch.arange(len(labels)).repeat_interleave(labels.shape[1])
+            total, count = model.loss_sum(encodings, image_of_caption, labels.flatten(0, 1))
+            out.append(total.item() / count)
     return out
 
 
@@ -188,7 +189,7 @@ def test_the_crop_is_the_originals() -> None:
     assert (told["crop_rows_0based"], told["crop_cols_0based"]) == ([15, 238], [15, 238])
     for i, image in enumerate(told["prepro"], 1):
         pixels = torch.from_numpy(read_image(REFERENCE / "images" / f"img_{i}.png"))[None]
-        tensor = normalise(crop(pixels, None), "caffe")[0]
+        tensor = Normalise("caffe")(crop(pixels))[0]
         for channel, facts in zip(tensor, image["channels"], strict=True):
             assert channel.mean().item() == pytest.approx(facts["mean"], abs=1e-3)
             assert channel.std().item() == pytest.approx(facts["std"], abs=1e-3)

@@ -14,7 +14,6 @@ from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
 from captioner.data.images import crop
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint
-from captioner.model.encoder import normalise
 from captioner.search import SearchOptions, search
 
 STEMS = sorted(path.stem for path in REFERENCE.glob("*.t7"))
@@ -105,9 +104,9 @@ def test_every_tensor_and_the_vocabulary_are_the_originals(stem: str) -> None:
 def test_features_of_the_images(stem: str) -> None:
     m, z = model(stem), arrays(stem)
     with torch.no_grad():
-        x = normalise(crop(pixels(), None), m.config.cnn_pixels)
-        cnn = m.encoder.cnn(x)
-        features = m.encoder.encode(cnn)
+        x = m.normalise(crop(pixels()))
+        cnn = m.cnn_features(pixels())
+        features = m.encode(pixels())
         projected = m.encoder.embed(cnn)
     assert_close(features, z["features"], 1e-4, "features")
     if "fc7_after_dropout" in z:
@@ -126,7 +125,8 @@ def test_logprobs_loss_and_gradients_of_every_case(stem: str) -> None:
         told = facts(stem)["lm_cases"][case]
         labels = torch.from_numpy(z[f"{case}.labels"].T.astype(np.int64))  # (N, D)
         features = torch.from_numpy(z[f"{case}.features"].astype(np.float32)).requires_grad_()
-        each = features.repeat_interleave(len(labels) // len(features), 0)
+        image_of_caption = torch.arange(len(features)).repeat_interleave(len(labels) // len(features))
+        each = features[image_of_caption]
         each.retain_grad()
         steps = told["tmax"]
         expected = z[f"{case}.logprobs"][:steps]
@@ -136,7 +136,7 @@ def test_logprobs_loss_and_gradients_of_every_case(stem: str) -> None:
         assert written.all() or not written.any(axis=(1, 2))[-1], case
         assert np.abs(got - expected)[written].max() < 1e-4, case
         m.zero_grad()
-        total, count = m.decoder.loss_sum(each, labels)
+        total, count = m.loss_sum(each, torch.arange(len(labels)), labels)
         loss = total / count
         loss.backward()
         assert count == told["n_targets"], case
@@ -159,8 +159,10 @@ def test_gradients_of_every_layer_of_the_cnn(stem: str) -> None:
     z = arrays(stem)
     m = build_model(converted(stem)).double()
     labels = torch.from_numpy(z["images_x2.labels"].T.astype(np.int64))
-    features = m.encoder(normalise(crop(pixels(), None), m.config.cnn_pixels).double())
-    m.decoder.loss(features.repeat_interleave(len(labels) // len(features), 0), labels).backward()
+    encodings = m.encode(pixels())
+    image_of_caption = torch.arange(len(encodings)).repeat_interleave(len(labels) // len(encodings))
+    total, count = m.loss_sum(encodings, image_of_caption, labels)
+    (total / count).backward()
     for number, name in (("01", "features.0"), ("39", "embed")):
         for kind in ("weight", "bias"):
             expected = z[f"images_x2.cnn_grad.{number}.{kind}"]

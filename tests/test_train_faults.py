@@ -15,7 +15,6 @@ import torch
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, load_checkpoint, load_resume_state, save_checkpoint
-from captioner.model.decoder import Decoder
 
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
@@ -75,10 +74,10 @@ class _NanGradient(torch.autograd.Function):
 @pytest.mark.parametrize(("where", "iteration"), [("loss", 6), ("gradient", 7)])
 def test_nan(where, iteration, undisturbed, data, command, tmp_path, monkeypatch):
     """In the loss of iteration 6; in the gradient of iteration 7 alone, right before a checkpoint is due."""
-    whole, calls = Decoder.loss_sum, []
+    whole, calls = CaptionModel.loss_sum, []
 
-    def loss_sum(self, features, labels):
-        total, count = whole(self, features, labels)
+    def loss_sum(self, encodings, image_of_caption, labels):
+        total, count = whole(self, encodings, image_of_caption, labels)
         if self.training:
             calls.append(len(labels))
             if len(calls) == iteration + 1:
@@ -86,7 +85,7 @@ def test_nan(where, iteration, undisturbed, data, command, tmp_path, monkeypatch
         return total, count
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "loss_sum", loss_sum)
+        patched.setattr(CaptionModel, "loss_sum", loss_sum)
         done = command("train", *data, "--checkpoint_path", tmp_path)
     line = error_line(done)
     if where == "loss":
@@ -111,16 +110,16 @@ def test_h5_that_is_cut_during_training(undisturbed, data, tiny_dataset, command
     """Reading a mapped file beyond its end would kill the process without a word."""
     cut = tmp_path / "data.h5"
     shutil.copy(tiny_dataset[0], cut)
-    whole, calls = Decoder.loss_sum, []
+    whole, calls = CaptionModel.loss_sum, []
 
-    def loss_sum(self, features, labels):
+    def loss_sum(self, encodings, image_of_caption, labels):
         calls.append(self.training)
         if sum(calls) == 6:
             os.truncate(cut, 4_000_000)
-        return whole(self, features, labels)
+        return whole(self, encodings, image_of_caption, labels)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "loss_sum", loss_sum)
+        patched.setattr(CaptionModel, "loss_sum", loss_sum)
         done = command("train", *data, "--input_h5", cut, "--checkpoint_path", tmp_path / "run")
     assert "data.h5: has become shorter while it was in use" in error_line(done)
     assert_state_is_good(tmp_path / "run", 4)

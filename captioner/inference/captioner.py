@@ -78,16 +78,8 @@ class Captioner:
                 decoder.pack()
 
     def encode(self, batch: Batch) -> list[Tensor]:
-        """float32 (N, E) of each model, from pixels or from cached CNN features."""
-        encodings = []
-        for model in self.models:
-            if batch.features is not None:
-                features = batch.features
-            else:
-                assert batch.images is not None
-                features = model.cnn_features(batch.images, batch.offsets)
-            encodings.append(model.encoder.encode(features.float()))
-        return encodings
+        """What each model's decoder sees of the images, one row per image."""
+        return [model.encode(batch.images, batch.offsets, batch.features) for model in self.models]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, options: SearchOptions, seed: int) -> Evaluated:
@@ -104,8 +96,7 @@ class Captioner:
         evaluated.hypotheses = self._search(encodings, options, [seed + position for position in batch.positions])
         if moved.labels is not None and len(moved.labels):
             assert moved.image_of_caption is not None
-            decoder, encoding = self.models[0].decoder, encodings[0]
-            loss_sum, num_targets = decoder.loss_sum(encoding[moved.image_of_caption], moved.labels)
+            loss_sum, num_targets = self.models[0].loss_sum(encodings[0], moved.image_of_caption, moved.labels)
             evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
         return evaluated
 

@@ -17,7 +17,6 @@ from captioner.errors import InputError
 from captioner.inference.captioner import Captioner
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import ASSETS, Checkpoint, bundled_model_path, load_checkpoint
-from captioner.model.encoder import normalise
 from captioner.model.kernels.int8 import Int8Convolutions, can_int8, measure_ranges, require_int8
 from captioner.runtime.files import atomic_write, cache_folder
 from captioner.runtime.precision import Precision, inference_dtype, prepare_for_inference
@@ -100,8 +99,7 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
         images = [batch.images for batch in photos(CALIBRATION_PHOTOS) if batch.images is not None]
         if not images:
             raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
-        pixels = model.config.cnn_pixels
-        ranges = measure_ranges(fast, (normalise(crop(some), pixels).to(dtype) for some in images))
+        ranges = measure_ranges(fast, (model.normalise(crop(some)).to(dtype) for some in images))
         _store_ranges(ranges, path)
     return ranges
 

@@ -1,4 +1,7 @@
-"""The whole model: encoder and decoder under one roof."""
+"""The whole model, as training, validation, captioning and the tests call it: pixels → encodings → loss.
+
+Letters: N images, M captions, D words of the longest, F width of the CNN feature, E encoding.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +11,7 @@ from captioner.errors import InputError
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
-from captioner.model.encoder import (
-    CONVS_BEFORE_POOL,
-    Encoder,
-    normalise,
-)
+from captioner.model.encoder import CONVS_BEFORE_POOL, Encoder, Normalise
 
 
 class CaptionModel(nn.Module):
@@ -21,13 +20,58 @@ class CaptionModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.normalise = Normalise(config.cnn_pixels)
         self.encoder = Encoder(config.cnn_layer, config.conv_widths, config.fc_width, config.encoding_size)
         self.decoder = Decoder(
             config.vocab_size, config.encoding_size, config.rnn_size, config.num_layers, config.drop_prob_lm
         )
 
+    def forward(
+        self,
+        images: Tensor | None,
+        image_of_caption: Tensor,
+        labels: Tensor,
+        offsets: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, int]:
+        """The loss of captions given their images; arguments as `encode` and `loss_sum`, result as `loss_sum`."""
+        return self.loss_sum(self.encode(images, offsets, features), image_of_caption, labels)
+
+    def encode(self, images: Tensor | None, offsets: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """What the decoder sees of images.
+
+        Args:
+            images: uint8 (N, 3, 256, 256) RGB; None where `features` are given.
+            offsets: int64 (N, 2), first row and column of each crop; None is the centre.
+            features: (N, F), what `cnn_features` gave for these images earlier.
+
+        Returns:
+            (N, E), in the type of the projection's weights: float32 even where the CNN computes in another.
+        """
+        if features is None:
+            assert images is not None
+            features = self.cnn_features(images, offsets)
+        return self.encode_features(features)
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """Encodings (N, E) of CNN features (N, F), of any floating-point type."""
+        return self.encoder.project(features)
+
+    def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """−log p (natural) of captions given their images, summed over words and ENDs.
+
+        Args:
+            encodings: of `encode`, one row per image; images may have any number of captions.
+            image_of_caption: int64 (M,), the row of `encodings` that each caption describes, on their device.
+            labels: int64 (M, D) word ids, 0-padded, best on the CPU.
+
+        Returns:
+            The sum as a scalar, float32 or wider, and the number of targets it is over.
+        """
+        return self.decoder.loss_sum(encodings, image_of_caption, labels)
+
     def cnn_features(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """Pixels to CNN feature on whatever device the images are.
+        """Pixels to CNN feature: what a CNN that is not trained need compute only once per image and crop.
 
         Args:
             images: uint8 (N, 3, 256, 256) RGB.
@@ -36,7 +80,7 @@ class CaptionModel(nn.Module):
         Returns:
             (N, F) in the CNN's dtype.
         """
-        pixels = normalise(crop(images, offsets), self.config.cnn_pixels)
+        pixels = self.normalise(crop(images, offsets))
         return self.encoder.cnn(pixels.to(self.encoder.input_dtype))
 
     def language_model_parameters(self) -> list[nn.Parameter]:

@@ -83,23 +83,19 @@ class Decoder(nn.Module):
         hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
         return _log_softmax(self.output(self._dropout(hidden))).transpose(0, 1)
 
-    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-probability (natural log) over all targets of the batch; arguments as `loss_sum`."""
-        total, num_targets = self.loss_sum(features, labels)
-        return total / num_targets
-
-    def loss_sum(self, features: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
 
         Args:
-            features: (N, E), one image feature per caption.
+            encodings: (I, E), one per image.
+            image_of_caption: (N,) int64, the row of `encodings` that each caption describes, on their device.
             labels: (N, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
                 original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
 
         Returns:
             The sum as a scalar, and the number of targets it is over.
         """
-        labels, device = labels.cpu(), features.device  # arranged on the CPU, so that a GPU never waits for it
+        labels, device = labels.cpu(), encodings.device  # arranged on the CPU, so that a GPU never waits for it
         targets = caption_targets(labels, self.end_id)  # (N, D+1)
         steps = torch.arange(1, targets.shape[1] + 1)
         lengths = torch.where(targets > 0, steps, 0).amax(dim=1) + 1  # steps a caption needs, the image's among them
@@ -114,7 +110,7 @@ class Decoder(nn.Module):
         tokens = torch.cat([inputs[rows, t] for t, rows in enumerate(running)])  # (P,) step by step
         targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
         order, tokens = order.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
-        words = torch.cat([features[order], self.embedding(tokens - 1)])
+        words = torch.cat([encodings[image_of_caption][order], self.embedding(tokens - 1)])
         hidden = self._run_lstm(words, counts)[counts[0] :]  # (P, H), without the image step
         has_target = targets > 0
         if not has_target.all():  # only captions with a 0 amid their words have steps without a target here

@@ -27,21 +27,35 @@ TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(images: Tensor, pixels: Pixels) -> Tensor:
+class Normalise(nn.Module):
     """Bring grey levels to what the weights were trained with.
 
     Args:
-        images: uint8 (N, 3, 224, 224), RGB.
         pixels: "caffe" (0-255 minus the mean) or "torchvision" (0-1, standardised).
-
-    Returns:
-        float32 (N, 3, 224, 224) on the same device.
     """
-    values = images.float()
-    if pixels == "caffe":
-        return values - values.new_tensor(CAFFE_MEAN).view(3, 1, 1)
-    mean = 255 * values.new_tensor(TORCHVISION_MEAN).view(3, 1, 1)
-    return (values - mean) / (255 * values.new_tensor(TORCHVISION_STD).view(3, 1, 1))
+
+    mean: Tensor
+    std: Tensor | None
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+
+        # Buffers, which lie on the model's device: constants made anew for each batch would be uploads. Not in files:
+        # the config says which they are. On the CPU even where a model without values is made ("meta").
+        def constant(name: str, values: Tensor | None) -> None:
+            self.register_buffer(name, None if values is None else values.view(3, 1, 1), persistent=False)
+
+        if pixels == "caffe":
+            constant("mean", torch.tensor(CAFFE_MEAN, device="cpu"))
+            constant("std", None)
+        else:
+            constant("mean", 255 * torch.tensor(TORCHVISION_MEAN, device="cpu"))
+            constant("std", 255 * torch.tensor(TORCHVISION_STD, device="cpu"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, 224, 224), RGB → float32 (N, 3, 224, 224)."""
+        values = images.float() - self.mean
+        return values if self.std is None else values / self.std
 
 
 class Encoder(nn.Module):
@@ -94,13 +108,9 @@ class Encoder(nn.Module):
         """What `cnn` wants its images in: the type of the convolutions' weights, float32 where they are 8-bit."""
         return next((weight.dtype for weight in self.features.parameters()), torch.float32)
 
-    def encode(self, features: Tensor) -> Tensor:
-        """CNN feature (N, F) → encoding (N, E), the language model's first input."""
-        return torch.relu(self.embed(self.dropout(features)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float (N, 3, 224, 224), normalised → encoding (N, E)."""
-        return self.encode(self.cnn(images).to(self.embed.weight.dtype))
+    def project(self, features: Tensor) -> Tensor:
+        """CNN feature (N, F), of any floating-point type → encoding (N, E), the language model's first input."""
+        return torch.relu(self.embed(self.dropout(features.to(self.embed.weight.dtype))))
 
     def cnn_modules(self) -> list[nn.Module]:
         """The layers whose weights come from ImageNet, as opposed to `embed`, which captions alone train."""

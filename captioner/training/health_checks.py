@@ -11,7 +11,6 @@ from torch import Tensor
 from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.model.encoder import normalise
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def warn_of_pixels(model: CaptionModel, images: Tensor) -> None:
         )
         return
     pixels, features = model.config.cnn_pixels, model.encoder.features
-    values = normalise(crop(images.to(next(features.parameters()).device), None), pixels)
+    values = model.normalise(crop(images.to(next(features.parameters()).device)))
     of_photos = features(values).mean(dim=(2, 3))  # (N, C)
     of_mean = features(torch.zeros_like(values[:1])).mean(dim=(2, 3))
     moved = float(((of_photos - of_mean).norm(dim=1) / of_mean.norm()).median())

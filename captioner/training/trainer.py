@@ -96,7 +96,7 @@ class Trainer:
         self._prepare_mode(finetune)
         trained = self.lm_parameters + (self.cnn_parameters if finetune else [])
         # Processes need not agree on the number of pieces: they meet only when all of their pieces are done.
-        while (totals := self._accumulate(batch, iteration, trained, finetune)) is None:
+        while (totals := self._accumulate(batch, iteration, trained)) is None:
             self._halve(len(batch.positions))
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         self.processes.sum_([totals, *gradients])
@@ -104,9 +104,7 @@ class Trainer:
         self._update(rate_factor, finetune)
         return (totals[0] / totals[1]).float()
 
-    def _accumulate(
-        self, batch: Batch, iteration: int, trained: list[torch.nn.Parameter], finetune: bool
-    ) -> Tensor | None:
+    def _accumulate(self, batch: Batch, iteration: int, trained: list[torch.nn.Parameter]) -> Tensor | None:
         """Leave the summed gradients in the parameters: float64 (2,), loss sum and targets; None if out of memory."""
         torch.manual_seed((self.seed * 1_000_003 + iteration) * 1024 + self.processes.rank)
         for parameter in trained:  # also what an attempt without enough memory left behind
@@ -114,7 +112,7 @@ class Trainer:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         try:
             for piece in batch.split(self.pieces):
-                loss_sum, num_targets = self._loss_sum(piece.to(self.device), finetune)
+                loss_sum, num_targets = self._loss_sum(piece.to(self.device))
                 loss_sum.backward()
                 totals[0] += loss_sum.detach()
                 totals[1] += num_targets
@@ -147,17 +145,9 @@ class Trainer:
         for parameter in self.cnn_parameters:
             parameter.requires_grad_(finetune)
 
-    def _loss_sum(self, batch: Batch, finetune: bool) -> tuple[Tensor, int]:
-        assert batch.labels is not None and batch.image_of_caption is not None
+    def _loss_sum(self, batch: Batch) -> tuple[Tensor, int]:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            if batch.features is not None:
-                features = batch.features
-            else:
-                assert batch.images is not None
-                with torch.set_grad_enabled(finetune):
-                    features = self.model.cnn_features(batch.images, batch.offsets)
-            encodings = self.model.encoder.encode(features)
-            return self.model.decoder.loss_sum(encodings[batch.image_of_caption], batch.labels)
+            return self.model(batch.images, batch.image_of_caption, batch.labels, batch.offsets, batch.features)
 
     def _update(self, rate_factor: float, finetune: bool) -> None:
         clip_elementwise(self.lm_parameters, self.grad_clip)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from captioner.errors import InputError
-from captioner.model.encoder import Pixels, normalise
+from captioner.model.encoder import Normalise, Pixels
 
 LEVELS = 255  # of an unsigned byte
 WEIGHT_LEVELS = 127
@@ -82,7 +82,7 @@ class Int8Convolutions(nn.Sequential):
     """
 
     def __init__(self, features: nn.Sequential, pixels: Pixels, ranges: Sequence[float]) -> None:
-        extremes = normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1), pixels)
+        extremes = Normalise(pixels)(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
         low, high = float(extremes.min()), float(extremes.max())
         scale, zero = (high - low) / LEVELS, round(-low * LEVELS / (high - low))
         layers: list[nn.Module] = [_Quantise(scale, zero)]
