@@ -1,5 +1,10 @@
 """The one exception that means: the user's file or option is at fault."""
 
+import re
+
+# Control characters, line and paragraph separators, marks that turn the direction of text, and half characters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class InputError(Exception):
     """A file or option given by the user cannot be used.
@@ -23,7 +28,7 @@ class InputError(Exception):
         if remedy:
             parts.append(remedy)
         # One line, whatever a foreign message brought along.
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(printable(" ".join("; ".join(parts).split())))
 
     def __reduce__(self) -> tuple:
         # Worker processes send their errors home; the keyword arguments must survive the journey.
@@ -32,3 +37,16 @@ class InputError(Exception):
 
 def _rebuild(problem: str, expected: str, remedy: str) -> InputError:
     return InputError(problem, expected=expected, remedy=remedy)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text whose control characters are escaped: a file's name must not move a terminal's cursor or forge lines.
+
+    Args:
+        keep: control characters that stay.
+    """
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

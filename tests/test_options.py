@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from captioner.cli.options import Parser, flag, run
+from captioner import __version__
+from captioner.cli.options import Parser, Range, flag, run
 from captioner.errors import InputError
 
-COMMANDS = ("prepro", "train", "eval", "convert", "score")
+COMMANDS = ("prepro", "train", "eval", "convert", "score", "sweep")
 
 # Read off prepro.py, train.lua and eval.lua of neuraltalk2; None: required.
 ORIGINAL = {
@@ -116,11 +117,70 @@ def test_values_are_left_alone():
     assert (parsed.num_images, parsed.image_folder, parsed.id) == (-1, "-my-odd_folder", "a-b")
 
 
-@pytest.mark.parametrize("argv", [["--beam", "3"], ["--dump_json", "yes"], ["--beam_size", "0"], ["--beam_size"]])
-def test_abbreviations_and_bad_values_are_usage_errors(argv, capsys):
+@pytest.mark.parametrize(
+    ("command", "argv", "told"),
+    [
+        ("eval", ["--beam", "3"], "there is no option '--beam'; --beam_size is the nearest"),
+        ("eval", ["--recursiv", "1"], "there is no option '--recursiv'; --recursive is the nearest"),
+        ("eval", ["--outptu=x.csv"], "there is no option '--outptu'; --output is the nearest"),
+        ("eval", ["--dump_json", "yes"], "'yes' is neither 1 nor 0"),
+        ("eval", ["--beam_size", "0"], "'0' is out of range: expected at least 1 and at most 10000"),
+        ("eval", ["--beam_size"], "expected one argument"),
+        ("eval", ["--temperature", "inf"], "'inf' is out of range"),
+        ("eval", ["--temperature", "1e-300"], "'1e-300' is out of range"),
+        ("eval", ["--length_penalty", "nan"], "'nan' is out of range"),
+        ("eval", ["--seed", str(2**64)], "is out of range: expected at least 0 and at most 4294967295"),
+        ("eval", ["--num_images", "0"], "expected at least 1 and at most 1000000000000, or -1"),
+        ("eval", ["--min_confidence", "1.5"], "expected at least 0 and at most 1"),
+        ("train", ["--epochs", "nan"], "'nan' is out of range"),
+        ("train", ["--val_images_use", "0"], "'0' is out of range"),
+        ("train", ["--drop_prob_lm", "1"], "expected at least 0 and below 1"),
+        ("train", ["--learning_rate", "0"], "expected above 0"),
+        ("train", ["--rnn_size", "1" * 5000], "is not a whole number"),
+        ("prepro", ["--max_length", str(10**9)], "expected at least 1 and at most 1000"),
+        ("score", ["--seed", "1\n2"], "is not a whole number"),
+    ],
+)
+def test_a_usage_mistake_is_one_line_that_says_where_to_look(command, argv, told, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parser_of("eval").parse_args(argv)
+        parser_of(command).parse_args([*REQUIRED.get(command, []), *argv])
     assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert told in err and out == ""
+    assert err.startswith(f"caption-{command}: error: ") and err.endswith(f"; see caption-{command} --help\n")
+    assert err.count("\n") == 1 and len(err) < 300
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_a_range_with_its_default_inside(command):
+    for action in parser_of(command)._actions:
+        name = f"caption-{command} {action.option_strings}"
+        assert action.type not in (int, float), f"{name}: say what numbers it takes with a Range of cli/options.py"
+        if isinstance(action.type, Range) and isinstance(action.default, int | float):
+            assert action.default in action.type, name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_version(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parser_of(command).parse_args(["-version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"caption-{command} {__version__}\n"
+
+
+def test_bare_switches_are_on_and_leave_the_next_argument_alone():
+    parser = Parser(prog="x")
+    parser.add_argument("photos", nargs="*")
+    parser.add_argument("--recursive", type=flag, default="0")
+    parser.add_argument("--dump_json", type=flag, default="1")
+    for argv, recursive, dump_json, photos in (
+        (["-recursive", "holiday"], True, True, ["holiday"]),
+        (["--recursive", "0", "holiday"], False, True, ["holiday"]),
+        (["--dump-json=0", "--recursive"], True, False, []),
+        (["--dump_json", "--recursive", "1", "--", "--recursive"], True, True, ["--recursive"]),
+    ):
+        parsed = parser.parse_args(argv)
+        assert (parsed.recursive, parsed.dump_json, parsed.photos) == (recursive, dump_json, photos)
 
 
 def test_several_models():

@@ -183,7 +183,6 @@ BAD_INPUT = {
     "cache and fine-tuning": (["--cache_features", "1", "--finetune_cnn_after", "0"], "--cache_features"),
     "missing start": (["--start_from", "nowhere.pt"], "nowhere.pt: no such file"),
     "not a state": (["--resume", "pyproject.toml"], "pyproject.toml: not a PyTorch file"),
-    "dropout": (["--drop_prob_lm", "1.5"], "--drop_prob_lm is 1.5"),
     "unwritable folder": (["--checkpoint_path", "/proc/nothing"], "cannot write checkpoints"),
 }
 

@@ -9,7 +9,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
+from captioner.cli.options import (
+    Parser,
+    Range,
+    add_precision,
+    all_or_some,
+    exponent,
+    factor,
+    flag,
+    gpu_number,
+    images_at_once,
+    non_negative,
+    positive_share,
+    run,
+    seed_number,
+    share,
+    small_size,
+    temperature,
+    workers,
+)
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, require_writable_folder
 
@@ -32,19 +50,21 @@ def add_search_options(p: Parser) -> None:
     """Options that say how captions are found."""
     g = p.add_argument_group("search")
     g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
-    g.add_argument("--beam_size", type=positive, default=2, help="beams per image; 1 is greedy")
-    g.add_argument("--temperature", type=float, default=1.0, help="sampling: below 1 safer, above 1 wilder")
+    g.add_argument("--beam_size", type=small_size, default=2, help="beams per image; 1 is greedy")
+    g.add_argument("--temperature", type=temperature, default=1.0, help="sampling: below 1 safer, above 1 wilder")
     g.add_argument("--top_k", type=non_negative, default=0, help="sampling: among the k likeliest words; 0 all")
-    g.add_argument("--top_p", type=float, default=1.0, help="sampling: among the likeliest words of this probability")
-    g.add_argument("--n_best", type=positive, default=1, help="captions per image, best first")
     g.add_argument(
-        "--length_penalty", type=float, default=0.0, help="rank by logprob / length^this; 0 by probability alone"
+        "--top_p", type=positive_share, default=1.0, help="sampling: among the likeliest words of this probability"
+    )
+    g.add_argument("--n_best", type=small_size, default=1, help="captions per image, best first")
+    g.add_argument(
+        "--length_penalty", type=exponent, default=0.0, help="rank by logprob / length^this; 0 by probability alone"
     )
     g.add_argument("--min_length", type=non_negative, default=0, help="least number of words")
     g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")
     g.add_argument("--suppress_unk", type=flag, help="never say UNK (default: as the model file says)")
-    g.add_argument("--diverse_groups", type=positive, default=1, help="groups of beams that avoid each other's words")
-    g.add_argument("--diversity", type=float, default=0.5, help="how much they avoid them, in log-probability")
+    g.add_argument("--diverse_groups", type=small_size, default=1, help="groups of beams that avoid each other's words")
+    g.add_argument("--diversity", type=factor, default=0.5, help="how much they avoid them, in log-probability")
 
 
 def build_parser() -> Parser:
@@ -54,9 +74,12 @@ def build_parser() -> Parser:
         "--model", nargs="+", default=[], help="checkpoints; several are averaged (default: the bundled one)"
     )
     p.add_argument(
-        "--batch_size", type=non_negative, default=1, help="images at once; 1: what is fast here, 0: as in training"
+        "--batch_size",
+        type=Range(int, 0, images_at_once.most),
+        default=1,
+        help="images at once; 1: what is fast here, 0: as in training",
     )
-    p.add_argument("--num_images", type=int, help="-1 all; default: all of a folder, 100 of a split")
+    p.add_argument("--num_images", type=all_or_some, help="-1 all; default: all of a folder, 100 of a split")
     source = p.add_argument_group("pictures (--image_folder, or --input_h5 with --input_json)")
     source.add_argument("--image_folder", default="", help="folder of photos")
     source.add_argument("--recursive", type=flag, default="0", help="the folder's subfolders too")
@@ -74,17 +97,17 @@ def build_parser() -> Parser:
     out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv")
     out.add_argument("--write_txt", type=flag, default="0", help="write photo.txt beside each photo.jpg")
     out.add_argument("--overwrite", type=flag, default="0", help="let --write_txt replace existing files")
-    out.add_argument("--min_confidence", type=float, default=0.0, help="below this give no caption (0 to 1)")
+    out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
     out.add_argument("--references", default="", help="captions to score a folder against (see caption-score)")
     out.add_argument("--id", default="evalscript", help="name of this evaluation, in the scores' file name")
     machine = p.add_argument_group("machine")
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
-    machine.add_argument("--seed", type=non_negative, default=123, help="random number seed, for sampling")
-    machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
+    machine.add_argument("--seed", type=seed_number, default=123, help="random number seed, for sampling")
+    machine.add_argument("--gpuid", type=gpu_number, default=0, help="GPU to use; -1 is the CPU")
     add_precision(machine)
-    machine.add_argument("--num_workers", type=non_negative, default=2, help="threads that read and decode pictures")
+    machine.add_argument("--num_workers", type=workers, default=2, help="threads that read and decode pictures")
     return p
 
 
@@ -134,7 +157,7 @@ def check_options(opt: argparse.Namespace) -> None:
     """Refuse contradictions before anything is read.
 
     Raises:
-        InputError: two options exclude each other, or a value is out of range.
+        InputError: two options exclude each other.
     """
     if opt.image_folder and (opt.input_h5 or opt.input_json):
         raise InputError("--image_folder and --input_h5/--input_json exclude each other", expected="one of them")
@@ -150,10 +173,6 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError("--references are for scoring", remedy="add --language_eval 1")
     if opt.resume and not (opt.output or dumps_page(opt)):
         raise InputError("--resume has nothing to go on from", remedy="keep results with --output or --vis_dir")
-    if not 0 <= opt.min_confidence <= 1:
-        raise InputError(f"--min_confidence is {opt.min_confidence}", expected="0 to 1")
-    if opt.num_images is not None and (opt.num_images == 0 or opt.num_images < -1):
-        raise InputError(f"--num_images is {opt.num_images}", expected="a number above 0, or -1 for all")
 
 
 def dumps_page(opt: argparse.Namespace) -> bool:

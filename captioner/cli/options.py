@@ -1,38 +1,154 @@
 """What all commands share: option spelling, logging, and how a run ends."""
 
 import argparse
+import contextlib
+import difflib
 import logging
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from captioner.errors import InputError
+from captioner import __version__
+from captioner.errors import InputError, printable
+from captioner.runtime.streams import LogFormatter, guarded_streams
 
 _OPTION = re.compile(r"^--?([A-Za-z][\w-]*)(=.*)?$", re.DOTALL)
+# What follows a switch and can only be meant as its value.
+_SWITCH_WORDS = ("0", "1", "true", "false", "yes", "no", "on", "off")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers an option takes, as argparse's `type`. Never infinite ones or NaN.
+
+    Args:
+        kind: int or float.
+        least, most: the smallest and the largest number.
+        above: instead of `least`: numbers must be larger than this.
+        below: instead of `most`: numbers must be smaller than this.
+        besides: numbers out of the range that have a meaning of their own, as -1 for "all".
+    """
+
+    kind: type[int] | type[float]
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    besides: tuple[int, ...] = ()
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            kind = "whole number" if self.kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not a {kind}") from None
+        if value not in self:
+            raise argparse.ArgumentTypeError(f"{_short(text)} is out of range: expected {self}")
+        return value
+
+    def __contains__(self, value: float) -> bool:
+        inside = self.least <= value <= self.most and self.above < value < self.below
+        return value in self.besides or (inside and (self.kind is int or math.isfinite(value)))
+
+    def __str__(self) -> str:
+        limits = []
+        if math.isfinite(self.least):
+            limits.append(f"at least {self.least:.15g}")
+        if math.isfinite(self.above):
+            limits.append(f"above {self.above:.15g}")
+        if math.isfinite(self.most):
+            limits.append(f"at most {self.most:.15g}")
+        if math.isfinite(self.below):
+            limits.append(f"below {self.below:.15g}")
+        told = " and ".join(limits) or "a finite number"
+        return told + "".join(f", or {number}" for number in self.besides)
+
+
+# The kinds of numbers, for all commands. Upper limits are far beyond use; they turn a slip of the pen into a line
+# instead of a machine without memory.
+positive = Range(int, 1, 10**12)
+non_negative = Range(int, 0, 10**12)
+all_or_some = Range(int, 1, 10**12, besides=(-1,))
+never_or_from = Range(int, 0, 10**12, besides=(-1,))
+small_size = Range(int, 1, 10_000)  # of beams, groups, captions of one image
+width = Range(int, 1, 2**16)  # of a layer
+layers = Range(int, 1, 64)
+words = Range(int, 1, 1000)  # of a caption
+images_at_once = Range(int, 1, 2**16)
+workers = Range(int, 0, 1024)
+seed_number = Range(int, 0, 2**32 - 1)  # what all generators of random numbers take
+gpu_number = Range(int, -1, 1023)
+share = Range(float, 0, 1)
+positive_share = Range(float, above=0, most=1)
+proper_share = Range(float, 0, below=1)
+factor = Range(float, 0, 1e38)  # what float32 holds
+positive_factor = Range(float, above=0, most=1e38)
+temperature = Range(float, 1e-4, 1e4)
+exponent = Range(float, 0, 100)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one spelling of options: `--a_b`, `--a-b` and `-a_b` mean the same; no abbreviations."""
+    """argparse with one spelling of options: `--a_b`, `--a-b` and `-a_b` mean the same; no abbreviations.
+
+    Switches (`type=flag`) work bare, too. Numbers are finite and in range. A mistake is one line.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        # Options that name no Range take any finite number.
+        self.register("type", int, Range(int, -(10**12), 10**12))
+        self.register("type", float, Range(float))
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="say it and stop")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        return super().parse_args(self.normalise(sys.argv[1:] if args is None else args), namespace)
+        parsed, unknown = self.parse_known_args(self.normalise(sys.argv[1:] if args is None else args), namespace)
+        if unknown:
+            self.error(self._about_unknown(unknown[0]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, and exit code 2."""
+        line = printable(" ".join(message.split()))
+        with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
+            sys.stderr.write(f"{self.prog}: error: {line}; see {self.prog} --help\n")
+        raise SystemExit(2)
+
+    def _about_unknown(self, argument: str) -> str:
+        match = _OPTION.match(argument)
+        if match is None:
+            return f"{_short(argument)} belongs to no option"
+        name = "--" + match[1].replace("-", "_")
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        longer = sorted(option for option in known if option.startswith(name))
+        near = longer[:1] or difflib.get_close_matches(name, known, n=1)
+        return f"there is no option {_short(name)}" + (f"; {near[0]} is the nearest" if near else "")
 
     def normalise(self, argv: Sequence[str]) -> list[str]:
-        """Bring option names to the registered spelling; values and negative numbers stay as they are."""
+        """Bring option names to the registered spelling and give bare switches their value; values and negative
+        numbers stay as they are."""
         known = self._option_string_actions
         normalised: list[str] = []
         expects_value = False
-        for argument in argv:
+        rest = list(reversed(argv))
+        while rest:
+            argument = rest.pop()
+            if argument == "--" and not expects_value:
+                return [*normalised, argument, *reversed(rest)]
             match = _OPTION.match(argument)
             name = "--" + match[1].replace("-", "_") if match else ""
             if not expects_value and name in known:
-                normalised.append(name + (match[2] or "") if match else argument)
-                expects_value = known[name].nargs != 0 and not (match and match[2])
+                assert match
+                if known[name].type is flag and not match[2]:
+                    has_value = rest and rest[-1].lower() in _SWITCH_WORDS
+                    normalised.append(f"{name}={rest.pop() if has_value else 1}")
+                    continue
+                normalised.append(name + (match[2] or ""))
+                expects_value = known[name].nargs != 0 and not match[2]
             elif expects_value and argument.startswith("-") and name not in known:
                 # A value such as "-beam" or a negative number: argparse would take it for an option.
                 normalised[-1] += "=" + argument
@@ -50,32 +166,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=110)
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "[1|0]" if action.type is flag else super()._format_args(action, default_metavar)
+
 
 def flag(text: str) -> bool:
-    """The original's 1/0 options."""
+    """The original's 1/0 options; bare they mean 1."""
     if text not in ("0", "1"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
+        raise argparse.ArgumentTypeError(f"{_short(text)} is neither 1 nor 0")
     return text == "1"
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    return _integer(text, 1)
-
-
-def non_negative(text: str) -> int:
-    """An integer of at least 0."""
-    return _integer(text, 0)
-
-
-def _integer(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text} is below {least}")
-    return value
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:57]) + "..."
 
 
 def add_precision(group: argparse._ArgumentGroup) -> None:
@@ -90,27 +193,66 @@ def add_precision(group: argparse._ArgumentGroup) -> None:
 
 
 def run(command: str, body: Callable[[], int | None]) -> int:
-    """Run a command's body: log to stderr, one line and exit code 1 for bad input, 130 when interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    """Run a command's body: log to stderr, one line and exit code 1 for bad input, 130 when interrupted.
+
+    What the system refuses (a full disk, a file that vanished, too little memory) is one line, too.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    with guarded_streams():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(LogFormatter())
+        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        logging.raiseExceptions = False  # a stderr that is full must not end a command
+        try:
+            code = body() or 0
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            _say(f"{command}: interrupted")
+            return 130
+        except BrokenPipeError:
+            # `caption-eval … | head` has seen enough. (SIGPIPE's default would be shorter, but it would also end a
+            # command whose worker process or server hangs up.) What is still buffered must not fail at exit.
+            _forget_stdout()
+            return 1
+        except InputError as error:
+            problem = error
+        except OSError as error:
+            place = error.filename if isinstance(error.filename, str) else "the system"
+            problem = InputError(f"{place}: {error.strerror or error}", remedy="check the disk and the file's folder")
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition(". ")[0] or "not enough memory"
+            remedy = "close what else uses it, take another GPU with --gpuid, or the CPU with --gpuid -1"
+            problem = InputError(
+                reason, remedy=remedy if "CUDA" in reason else "close what else uses it, or ask for less"
+            )
+        _forget_stdout()
+        _say(f"{command}: error: {problem}")
+        return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, numpy's and torch's ways to say it; importing torch here would slow down --help."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
+        print(line, file=sys.stderr, flush=True)
+
+
+def _forget_stdout() -> None:
+    """What could not be written must not be tried once more when Python ends."""
     try:
-        code = body() or 0
         sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # `caption-eval … | head` has seen enough. (SIGPIPE's default would be shorter, but it would also end a
-        # command whose worker process or server hangs up.) What is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except InputError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it here would slow down --help
-            raise
-        reason = str(error).partition(". ")[0]
-        remedy = "close what else uses it, take another GPU with --gpuid, or the CPU with --gpuid -1"
-        print(f"{command}: error: {InputError(reason, remedy=remedy)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        return 130
+    except (OSError, InputError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a test's stream has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,14 +3,13 @@
 import argparse
 import json
 import logging
-import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.options import Parser, flag, non_negative, positive, run
+from captioner.cli.options import Parser, flag, non_negative, run, seed_number, words, workers
 from captioner.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--num_val", required=True, type=non_negative, help="images of the validation split")
     p.add_argument("--output_json", default="data.json", help="the dataset's json file")
     p.add_argument("--output_h5", default="data.h5", help="the dataset's h5 file")
-    p.add_argument("--max_length", default=16, type=positive, help="words of a caption; longer ones are cut")
+    p.add_argument("--max_length", default=16, type=words, help="words of a caption; longer ones are cut")
     p.add_argument("--images_root", default="", help="folder that the paths of the pictures start from")
     p.add_argument("--word_count_threshold", default=5, type=non_negative, help="words seen so often or less are UNK")
     p.add_argument("--num_test", default=0, type=non_negative, help="images of the test split")
@@ -49,19 +48,16 @@ def build_parser() -> argparse.ArgumentParser:
         "ascii is the original's rule (tshirt), unicode is for any language, ptb is how scores read them (t-shirt)",
     )
     p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture")
-    p.add_argument("--num_workers", type=non_negative, help="processes that read pictures (default: one per CPU)")
-    p.add_argument("--resume", default=True, type=flag, metavar="1|0", help="continue an interrupted run")
-    p.add_argument("--seed", default=123, type=int, help="of the random splits")
-    p.add_argument("--check", default=False, type=flag, metavar="0|1", help="only look and report, write no dataset")
+    p.add_argument("--num_workers", type=workers, help="processes that read pictures (default: one per CPU)")
+    p.add_argument("--resume", default=True, type=flag, help="continue an interrupted run")
+    p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
+    p.add_argument("--check", default=False, type=flag, help="only look and report, write no dataset")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    # Names of files can hold bytes that are no text; they must not end a run.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     return run("caption-prepro", lambda: check(opt) if opt.check else prepare(opt))
 
 
@@ -287,4 +283,4 @@ def report_text(report: dict[str, Any], max_length: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

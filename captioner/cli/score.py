@@ -9,7 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.options import Parser, add_precision, flag, non_negative, positive, run
+from captioner.cli.options import (
+    Parser,
+    Range,
+    add_precision,
+    flag,
+    gpu_number,
+    images_at_once,
+    run,
+    seed_number,
+    workers,
+)
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write
 
@@ -36,10 +46,10 @@ def build_parser() -> Parser:
     g.add_argument("--tokenizer", choices=("python", "ptb"), default="python", help="ptb: coco-caption's own")
     g.add_argument("--per_caption", type=flag, default="0", help="scores of each caption, worst first, or in --output")
     g.add_argument("--compare", metavar="OTHER.json", help="predictions of another system: test the difference")
-    g.add_argument("--bootstrap", type=positive, default=1000, help="resamples for the intervals")
+    g.add_argument("--bootstrap", type=Range(int, 1, 10**6), default=1000, help="resamples for the intervals")
     g.add_argument("--df", metavar="R.json", help="references to count CIDEr's document frequencies on")
     g.add_argument("--train_captions", metavar="R.json", help="captions trained on: gives the share of novel ones")
-    g.add_argument("--seed", type=int, default=123, help="of the resamples")
+    g.add_argument("--seed", type=seed_number, default=123, help="of the resamples")
     g = p.add_argument_group(
         "by a model, least fitting first",
         "logprob: log p(caption | image); gain: the same minus the log of its mean probability with other pictures",
@@ -47,10 +57,12 @@ def build_parser() -> Parser:
     g.add_argument("--images", metavar="DIR", help="folder of the pictures")
     g.add_argument("--captions", metavar="F", help="captions by file name, in any form that --references takes")
     g.add_argument("--model", nargs="+", default=[], help="checkpoints, averaged; default: the bundled one")
-    g.add_argument("--batch_size", type=positive, default=8, help="images at once; the results do not depend on it")
-    g.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
+    g.add_argument(
+        "--batch_size", type=images_at_once, default=8, help="images at once; the results do not depend on it"
+    )
+    g.add_argument("--gpuid", type=gpu_number, default=0, help="GPU to use; -1 is the CPU")
     add_precision(g)
-    g.add_argument("--num_workers", type=non_negative, default=2, help="threads that read and decode pictures")
+    g.add_argument("--num_workers", type=workers, default=2, help="threads that read and decode pictures")
     return p
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.cli.options import Parser, non_negative, positive, run
+from captioner.cli.options import Parser, Range, positive, run, seed_number
 from captioner.cli.train_options import build_parser as train_parser
 from captioner.errors import InputError
 from captioner.runtime.files import require_writable_folder
@@ -22,9 +22,9 @@ def build_parser() -> Parser:
     p.add_argument("--folder", default="sweep", help="for checkpoints, logs, the study and the results")
     p.add_argument("--trials", type=positive, default=20, help="trainings in all, those of earlier starts included")
     p.add_argument("--gpus", default="", metavar="0,1,..", help="a worker on each; empty: on every GPU there is")
-    p.add_argument("--workers", type=positive, default=1, help="trainings at a time where there is no GPU")
+    p.add_argument("--workers", type=Range(int, 1, 1024), default=1, help="trainings at a time where there is no GPU")
     p.add_argument("--sampler", choices=("random", "tpe"), default="random", help="tpe learns from the trials before")
-    p.add_argument("--seed", type=non_negative, default=123, help="of the choices")
+    p.add_argument("--seed", type=seed_number, default=123, help="of the choices")
     return p
 
 

@@ -183,7 +183,7 @@ def train_stage(opt: argparse.Namespace, device: "torch.device", processes: "Pro
         record.iteration = iteration + 1
 
         monitor.note(iteration, loss)
-        if iteration % opt.losses_log_every == 0:
+        if opt.losses_log_every and iteration % opt.losses_log_every == 0:
             monitor.flush()
             progress.report(iteration, record.loss_history[iteration])
 

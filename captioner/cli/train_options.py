@@ -4,7 +4,25 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from captioner.cli.options import Parser, flag, non_negative, positive
+from captioner.cli.options import (
+    Parser,
+    Range,
+    all_or_some,
+    factor,
+    flag,
+    gpu_number,
+    images_at_once,
+    layers,
+    never_or_from,
+    non_negative,
+    positive,
+    positive_factor,
+    proper_share,
+    seed_number,
+    small_size,
+    width,
+    workers,
+)
 from captioner.errors import InputError
 from captioner.training.presets import PRESETS
 
@@ -53,10 +71,10 @@ def build_parser() -> Parser:
         "or the path of a …_resume.pt",
     )
     model = p.add_argument_group("model")
-    model.add_argument("--rnn_size", type=positive, default=512, help="hidden units of the LSTM, per layer")
-    model.add_argument("--num_layers", type=positive, default=1, help="layers of the LSTM")
-    model.add_argument("--input_encoding_size", type=positive, default=512, help="size of word and image encodings")
-    model.add_argument("--drop_prob_lm", type=float, default=0.5, help="dropout in the language model")
+    model.add_argument("--rnn_size", type=width, default=512, help="hidden units of the LSTM, per layer")
+    model.add_argument("--num_layers", type=layers, default=1, help="layers of the LSTM")
+    model.add_argument("--input_encoding_size", type=width, default=512, help="size of word and image encodings")
+    model.add_argument("--drop_prob_lm", type=proper_share, default=0.5, help="dropout in the language model")
     model.add_argument(
         "--cnn_layer",
         choices=("fc7", "pool5"),
@@ -69,42 +87,50 @@ def build_parser() -> Parser:
         help="pixel convention of the weights; by default what the kind of file implies",
     )
     optim = p.add_argument_group("optimisation")
-    optim.add_argument("--max_iters", type=int, default=-1, help="iterations to run; -1 is forever")
-    optim.add_argument("--epochs", type=float, default=0, help="passes over the training images instead of --max_iters")
-    optim.add_argument("--batch_size", type=positive, default=16, help="images per iteration, over all processes")
-    optim.add_argument("--accumulate", type=positive, default=1, help="parts each batch is cut into to save memory")
-    optim.add_argument("--grad_clip", type=float, default=0.1, help="clamp gradient elements to ± this")
+    optim.add_argument("--max_iters", type=never_or_from, default=-1, help="iterations to run; -1 is forever")
     optim.add_argument(
-        "--finetune_cnn_after", type=int, default=-1, help="iteration to start training the CNN; -1 never"
+        "--epochs", type=factor, default=0, help="passes over the training images instead of --max_iters"
+    )
+    optim.add_argument("--batch_size", type=images_at_once, default=16, help="images per iteration, over all processes")
+    optim.add_argument(
+        "--accumulate", type=images_at_once, default=1, help="parts each batch is cut into to save memory"
+    )
+    optim.add_argument("--grad_clip", type=positive_factor, default=0.1, help="clamp gradient elements to ± this")
+    optim.add_argument(
+        "--finetune_cnn_after", type=never_or_from, default=-1, help="iteration to start training the CNN; -1 never"
     )
     optim.add_argument(
-        "--finetune_cnn_layers", type=int, choices=range(1, 6), default=1, help="first convolution block to fine-tune"
+        "--finetune_cnn_layers", type=Range(int, 1, 5), default=1, help="first convolution block to fine-tune"
     )
-    optim.add_argument("--seq_per_img", type=positive, default=5, help="captions per image and iteration")
+    optim.add_argument("--seq_per_img", type=small_size, default=5, help="captions per image and iteration")
     rules = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam")
     optim.add_argument("--optim", choices=rules, default="adam", help="update rule of the language model")
-    optim.add_argument("--learning_rate", type=float, default=4e-4, help="learning rate of the language model")
     optim.add_argument(
-        "--learning_rate_decay_start", type=int, default=-1, help="iteration to start decaying; -1 never"
+        "--learning_rate", type=positive_factor, default=4e-4, help="learning rate of the language model"
+    )
+    optim.add_argument(
+        "--learning_rate_decay_start", type=never_or_from, default=-1, help="iteration to start decaying; -1 never"
     )
     optim.add_argument("--learning_rate_decay_every", type=positive, default=50000, help="iterations to halve the rate")
-    optim.add_argument("--optim_alpha", type=float, default=0.8, help="alpha: adagrad, rmsprop, momentum, adam")
-    optim.add_argument("--optim_beta", type=float, default=0.999, help="beta: adam")
-    optim.add_argument("--optim_epsilon", type=float, default=1e-8, help="epsilon in denominators")
+    optim.add_argument("--optim_alpha", type=proper_share, default=0.8, help="alpha: adagrad, rmsprop, momentum, adam")
+    optim.add_argument("--optim_beta", type=proper_share, default=0.999, help="beta: adam")
+    optim.add_argument("--optim_epsilon", type=positive_factor, default=1e-8, help="epsilon in denominators")
     optim.add_argument("--cnn_optim", choices=("sgd", "sgdm", "adam"), default="adam", help="update rule of the CNN")
-    optim.add_argument("--cnn_optim_alpha", type=float, default=0.8, help="alpha: momentum of the CNN's rule")
-    optim.add_argument("--cnn_optim_beta", type=float, default=0.999, help="beta: adam of the CNN")
-    optim.add_argument("--cnn_learning_rate", type=float, default=1e-5, help="learning rate of the CNN")
-    optim.add_argument("--cnn_weight_decay", type=float, default=0, help="L2 weight decay of the CNN")
+    optim.add_argument("--cnn_optim_alpha", type=proper_share, default=0.8, help="alpha: momentum of the CNN's rule")
+    optim.add_argument("--cnn_optim_beta", type=proper_share, default=0.999, help="beta: adam of the CNN")
+    optim.add_argument("--cnn_learning_rate", type=positive_factor, default=1e-5, help="learning rate of the CNN")
+    optim.add_argument("--cnn_weight_decay", type=factor, default=0, help="L2 weight decay of the CNN")
     optim.add_argument("--shuffle", type=flag, default="1", help="new order each epoch; 0: the original's fixed order")
     evaluation = p.add_argument_group("evaluation and checkpoints")
-    evaluation.add_argument("--val_images_use", type=int, default=3200, help="validation images; -1 all")
+    evaluation.add_argument("--val_images_use", type=all_or_some, default=3200, help="validation images; -1 all")
     evaluation.add_argument(
         "--save_checkpoint_every", type=positive, default=2500, help="iterations between evaluations"
     )
     evaluation.add_argument("--checkpoint_path", default="", help="folder for checkpoints; empty is the current one")
     evaluation.add_argument("--language_eval", type=flag, default="0", help="choose the best checkpoint by CIDEr")
-    evaluation.add_argument("--losses_log_every", type=positive, default=25, help="iterations between logged losses")
+    evaluation.add_argument(
+        "--losses_log_every", type=non_negative, default=25, help="iterations between logged losses; 0: none"
+    )
     evaluation.add_argument(
         "--tensorboard", type=flag, default="0", help="also write curves for TensorBoard, beside the checkpoints"
     )
@@ -117,15 +143,15 @@ def build_parser() -> Parser:
         help="1: only say what the run would take in parameters, memory, disk and time; nothing is written",
     )
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
-    machine.add_argument("--seed", type=non_negative, default=123, help="random number seed")
-    machine.add_argument("--gpuid", type=int, default=0, help="GPU to use; -1 is the CPU")
+    machine.add_argument("--seed", type=seed_number, default=123, help="random number seed")
+    machine.add_argument("--gpuid", type=gpu_number, default=0, help="GPU to use; -1 is the CPU")
     machine.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has it"
     )
-    machine.add_argument("--num_workers", type=non_negative, default=2, help="threads that read batches ahead")
+    machine.add_argument("--num_workers", type=workers, default=2, help="threads that read batches ahead")
     machine.add_argument(
         "--cache_features",
-        type=non_negative,
+        type=Range(int, 0, 1000),
         default=0,
         metavar="CROPS",
         help="frozen CNN only: compute the features of the centre crop (1) or of so many crops once, beside the h5",
@@ -175,7 +201,7 @@ def check_options(opt: argparse.Namespace) -> None:
     """Refuse contradictions before anything is read.
 
     Raises:
-        InputError: two options exclude each other, or a value is out of range.
+        InputError: two options exclude each other.
     """
     if opt.start_from and opt.resume not in ("", "auto"):
         raise InputError("--start_from and --resume FILE exclude each other", expected="one of them")
@@ -188,10 +214,5 @@ def check_options(opt: argparse.Namespace) -> None:
             "--cache_features needs a frozen CNN, but --finetune_cnn_after trains it",
             remedy="train with cached features first, then fine-tune with --start_from",
         )
-    if not 0 <= opt.drop_prob_lm < 1:
-        raise InputError(f"--drop_prob_lm is {opt.drop_prob_lm}", expected="at least 0 and below 1")
-    for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):
-        if not getattr(opt, name) > 0:
-            raise InputError(f"--{name} is {getattr(opt, name)}", expected="a number above 0")
     if opt.cnn_proto:
         log.info("--cnn_proto is not needed: the layers of VGG16 are known")

@@ -169,7 +169,7 @@ class Sweep:
             yield trial, self._options(trial)
 
     def _make_sampler(self, number: int) -> "optuna.samplers.BaseSampler":
-        seed = self.seed * 100_003 + number
+        seed = (self.seed * 100_003 + number) % 2**32  # all that numpy takes
         if self.sampler == "tpe":
             return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         return self._optuna.samplers.RandomSampler(seed=seed)

@@ -77,7 +77,7 @@ class LossMonitor:
     """Watches the loss without making a GPU wait: each loss is read once the next one is under way.
 
     Args:
-        history: iteration → loss; filled every `log_every` iterations.
+        history: iteration → loss; filled every `log_every` iterations (0: never).
         first: the run's first loss, where it was resumed.
         describe: names the batch of an iteration, for the error.
         trend: warns of a loss that does not fall.
@@ -123,7 +123,7 @@ class LossMonitor:
                 remedy="the last saved state is good; lower --learning_rate",
             )
         self.trend.add(iteration, loss)
-        if iteration % self.log_every == 0:
+        if self.log_every and iteration % self.log_every == 0:
             self.history[iteration] = loss
 
 

@@ -1,0 +1,114 @@
+"""Commands whose output goes nowhere, to a full disk or to a terminal that control characters would move; interrupted
+ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import InputError, printable
+
+NASTY = "two\nlines \x1b[31mred\x1b[0m \u202eturned \udcff bytes 照片 👨‍👩‍👧"
+SHOWN = r"two\nlines \x1b[31mred\x1b[0m \u202eturned \udcff bytes 照片 👨‍👩‍👧"
+
+
+def python(code: str, **kwargs: object) -> subprocess.CompletedProcess:
+    program = "import logging, sys\nfrom captioner.cli.options import run\n" + code
+    return subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60, **kwargs)
+
+
+PRINT = """
+def body():
+    logging.getLogger("x").info("photo %s", "a\\nb\\udcff")
+    for i in range(20000):
+        print("image", i, "caf\\u00e9 \\x1b[31m \\udcff")
+sys.exit(run("caption-x", body))
+"""
+
+
+def test_control_characters_are_escaped():
+    assert printable(NASTY) == SHOWN
+    assert str(InputError(f"{NASTY}: no such file")) == SHOWN.replace(r"\n", " ") + ": no such file"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_takes_any_text(encoding):
+    done = python(PRINT, env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == rb"photo a\nb\udcff" + b"\n"
+    first = done.stdout.split(b"\n")[0]
+    assert (
+        first.replace(b"\xc3\xa9", b"\xe9").replace(rb"\xe9", b"\xe9")
+        == rb"image 0 caf" + b"\xe9" + rb" \x1b[31m \udcff"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "wb") as full:
+        done = python(PRINT.replace("20000", "1"), stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 1
+        lines = done.stderr.decode().splitlines()
+        assert lines[1:] == [
+            "caption-x: error: the output stream cannot be written (No space left on device); "
+            "check where the output goes"
+        ]
+        quiet = python(PRINT, stdout=subprocess.DEVNULL, stderr=full)
+        assert quiet.returncode == 0  # what is only told need not be heard
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_swallow_what_they_get(closed, tmp_path):
+    code = PRINT.replace("def body():", f"def body():\n    file = open({str(tmp_path / 'result')!r}, 'w')")
+    program = "import logging, sys\nfrom captioner.cli.options import run\n" + code
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "result").read_bytes() == b""  # opened in place of a closed stream it would hold the output
+
+
+def test_a_reader_that_has_seen_enough():
+    program = "import logging, sys\nfrom captioner.cli.options import run\n" + PRINT
+    line = '"$0" -c "$1" 2>err | head -n 1; echo $?'
+    done = subprocess.run(
+        ["sh", "-c", line.replace("2>err", "2>&1"), sys.executable, program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("error", ["OSError(5, 'Input/output error', 'photo.jpg')", "MemoryError()"])
+def test_what_the_system_refuses_is_one_line(error):
+    done = python(f"def body(): raise {error}\nsys.exit(run('caption-x', body))", capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("caption-x: error: ") and done.stderr.count("\n") == 1
+
+
+INTERRUPTED = """
+import importlib, os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == AT:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["caption-train", "--input_h5", "no.h5", "--input_json", "no.json"]
+sys.meta_path.insert(0, Interrupt())
+from captioner.cli.train import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["captioner.cli.options", "captioner.training.presets", "torch", "numpy.linalg"])
+def test_an_interruption_while_modules_are_imported_is_130_without_a_traceback(module):
+    code = INTERRUPTED.replace("AT", repr(module))
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr in ("", "caption-train: interrupted\n")
