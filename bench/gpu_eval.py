@@ -12,7 +12,8 @@ from bench.coco_shaped import V, make_dataset
 from bench.timing import interleave, ratio
 from captioner.data.batches import dataset_batches, shares
 from captioner.data.dataset import Dataset
-from captioner.inference.captioner import Captioner, Totals, evaluate
+from captioner.inference.captioner import Captioner
+from captioner.inference.run import Totals, evaluate
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.runtime.memory import keep_freed_memory

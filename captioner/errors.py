@@ -30,7 +30,7 @@ class InputError(Exception):
         # One line, whatever a foreign message brought along.
         super().__init__(printable(" ".join("; ".join(parts).split())))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         # Worker processes send their errors home; the keyword arguments must survive the journey.
         return _rebuild, (self.problem, self.expected, self.remedy)
 

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.config import ModelConfig
 from captioner.model.encoder import Encoder
 
 # Tiny models: a second thread costs more than it brings.
@@ -86,6 +90,25 @@ def tiny_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scaled = {k: torch.randn_like(v) * (2 / v[0].numel()) ** 0.5 if v.ndim > 1 else v * 0 for k, v in state.items()}
     scaled["features.28.weight"] *= 0.03  # features of about 1, as real ones are
     torch.save(scaled, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_cnn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model whose captions nevertheless depend on the picture."""
+    config = ModelConfig(
+        vocab_size=len(TINY_WORDS), encoding_size=16, rnn_size=24, cnn_layer="pool5", conv_widths=(12,) * 13, fc_width=1
+    )
+    torch.manual_seed(23)
+    net = CaptionModel(config)
+    net.encoder.load_state_dict(torch.load(tiny_cnn, weights_only=True), strict=False)
+    with torch.no_grad():
+        net.decoder.output.weight *= 12
+        net.decoder.output.bias[-1] -= 2
+        net.decoder.embedding.weight *= 0.3
+        net.encoder.embed.weight *= 4
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save_checkpoint(path, Checkpoint(config, Vocab(TINY_WORDS), net.state_dict(), decoding={"suppress_unk": 1}))
     return path
 
 

@@ -11,34 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_WORDS
 from PIL import Image
-
-from captioner.data.vocabulary import Vocab
-from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, save_checkpoint
-from captioner.model.config import ModelConfig
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_cnn, tmp_path_factory):
-    """An untrained model whose captions nevertheless depend on the picture."""
-    config = ModelConfig(
-        vocab_size=len(TINY_WORDS), encoding_size=16, rnn_size=24, cnn_layer="pool5", conv_widths=(12,) * 13, fc_width=1
-    )
-    torch.manual_seed(23)
-    net = CaptionModel(config)
-    net.encoder.load_state_dict(torch.load(tiny_cnn, weights_only=True), strict=False)
-    with torch.no_grad():
-        net.decoder.output.weight *= 12
-        net.decoder.output.bias[-1] -= 2
-        net.decoder.embedding.weight *= 0.3
-        net.encoder.embed.weight *= 4
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_checkpoint(path, Checkpoint(config, Vocab(TINY_WORDS), net.state_dict(), decoding={"suppress_unk": 1}))
-    return path
+def model(tiny_model):
+    return tiny_model
 
 
 @pytest.fixture(scope="module")

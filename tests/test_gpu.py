@@ -11,6 +11,7 @@ from test_decoder import make_decoder
 from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
+from captioner.inference.run import evaluate_batch
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.runtime.processes import Processes
@@ -75,7 +76,9 @@ def test_a_training_step_changes_the_weights_as_on_the_cpu(finetune, exact_produ
 def test_evaluation_gives_what_the_cpu_gives(exact_products):
     vocab = Vocab([f"w{number}" for number in range(12)])
     here, there = (
-        Captioner([make_model()], vocab, torch.device(device), torch.float32)(make_batch(), SearchOptions(3), 0)
+        evaluate_batch(
+            Captioner([make_model()], vocab, torch.device(device), torch.float32), make_batch(), SearchOptions(3), 0
+        )
         for device in ("cpu", "cuda")
     )
     assert [h.tokens for own in here.hypotheses for h in own] == [h.tokens for own in there.hypotheses for h in own]

@@ -4,8 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,21 +28,14 @@ from captioner.cli.options import (
     workers,
 )
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, require_writable_folder
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
-    import torch
-
-    from captioner.data.batches import Batch
-    from captioner.inference.captioner import Captioner, Evaluated, Totals
+    from captioner.inference.model import Model
     from captioner.inference.sources import Source
     from captioner.model.checkpoint import Checkpoint
-    from captioner.search import SearchOptions
-
-log = logging.getLogger(__name__)
+    from captioner.output.writer import CaptionWriter
 
 NUM_IMAGES_OF_A_SPLIT = 100  # the original's default
-BYTES_PER_IMAGE = 40 * 2**20  # activations of VGG16 on a GPU, generously
 
 
 def add_search_options(p: Parser) -> None:
@@ -121,8 +113,9 @@ def caption(opt: argparse.Namespace) -> None:
     check_options(opt)
 
     from captioner.data.batches import shares
-    from captioner.inference.captioner import Totals, evaluate
-    from captioner.inference.load import load_models, make_captioner
+    from captioner.inference.load import load_models
+    from captioner.inference.model import Model
+    from captioner.inference.run import Totals
     from captioner.runtime.device import choose_device
     from captioner.runtime.memory import keep_freed_memory
     from captioner.runtime.processes import process_group
@@ -130,27 +123,35 @@ def caption(opt: argparse.Namespace) -> None:
     keep_freed_memory()
     device = choose_device(opt.gpuid)
     with process_group(device) as processes:
-        models = load_models(opt.model)
-        source = open_source(opt, models[0])
-        options = search_options(opt, models[0])
-        batch_size = choose_batch_size(opt, models[0], device)
-
-        def first_photos(count: int) -> "Iterator[Batch]":
-            return source.batches(shares(min(count, len(source)), batch_size, 0, 1), opt.num_workers)
-
-        captioner = make_captioner(models, device, opt.precision, first_photos)
+        checkpoints = load_models(opt.model)
+        source = open_source(opt, checkpoints[0])
+        model = Model(checkpoints, device, opt.precision, calibration=source)
+        options = model.search_options(
+            beam_size=opt.beam_size,
+            n_best=opt.n_best,
+            sample=not opt.sample_max,
+            temperature=opt.temperature,
+            top_k=opt.top_k,
+            top_p=opt.top_p,
+            length_penalty=opt.length_penalty,
+            min_length=opt.min_length,
+            no_repeat_ngram=opt.no_repeat_ngram,
+            suppress_unk=opt.suppress_unk,
+            diverse_groups=opt.diverse_groups,
+            diversity=opt.diversity,
+        )
+        batch_size = batch_size_of(opt, checkpoints[0], model)
         totals = Totals()
-        with Outputs(opt, source, captioner) if processes.is_main else contextlib.nullcontext() as outputs:
-            first = processes.largest(outputs.num_done if outputs else 0)
-            positions = shares(len(source), batch_size, processes.rank, processes.size, first)
-            batches = source.batches(positions, opt.num_workers)
-            for evaluated in evaluate(captioner, batches, options, opt.seed):
+        with make_writer(opt, source) if processes.is_main else contextlib.nullcontext() as writer:
+            first = processes.largest(writer.num_done if writer else 0)
+            groups = shares(len(source), batch_size, processes.rank, processes.size, first)
+            for evaluated in model.run(source, groups, options, seed=opt.seed, num_workers=opt.num_workers):
                 for part in processes.gather(evaluated):
                     totals.add(part)
-                    if outputs:
-                        outputs.add(part)
-            if outputs:
-                outputs.finish(totals)
+                    if writer:
+                        writer.add(part.positions, model.captions_of(part, opt.min_confidence), part.skipped)
+            if writer:
+                writer.finish(totals)
 
 
 def check_options(opt: argparse.Namespace) -> None:
@@ -202,156 +203,40 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     return open_split(dataset, opt.split, opt.image_root, limit)
 
 
-def search_options(opt: argparse.Namespace, model: "Checkpoint") -> "SearchOptions":
-    """How to search: what the user says, else what suits the model."""
-    from captioner.search import SearchOptions
+def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Model") -> int:
+    """What the user says (0: as in training); 1, the original's default, stands for what is fast here."""
+    if opt.batch_size == 0:
+        return int(checkpoint.opt.get("batch_size", 16))
+    return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
-    suppress_unk = model.decoding.get("suppress_unk", 0) if opt.suppress_unk is None else opt.suppress_unk
-    unk = model.vocab.unk_id
-    return SearchOptions(
-        beam_size=max(opt.beam_size, opt.n_best),
-        sample=not opt.sample_max,
-        temperature=opt.temperature,
-        top_k=opt.top_k,
-        top_p=opt.top_p,
-        length_penalty=opt.length_penalty,
-        min_length=opt.min_length,
-        no_repeat_ngram=opt.no_repeat_ngram,
-        suppress=(unk,) if suppress_unk and unk else (),
-        n_best=opt.n_best,
-        groups=opt.diverse_groups,
-        group_penalty=opt.diversity,
+
+def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
+    """What is to happen to the captions."""
+    from captioner.metrics.pairing import Reference, read_references
+    from captioner.output.sidecars import Sidecars
+    from captioner.output.writer import CaptionWriter, Destinations
+
+    def references() -> list[Reference]:
+        return read_references(opt.references) if opt.references else source.references()
+
+    destinations = Destinations(
+        output=Path(opt.output) if opt.output else None,
+        page=Path(opt.vis_dir) if dumps_page(opt) else None,
+        copy_pictures=opt.dump_images,
+        sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
+    )
+    run = run_name(opt, source)
+    return CaptionWriter(
+        source, destinations, run=run, resume=opt.resume, references=references if opt.language_eval else None
     )
 
 
-def choose_batch_size(opt: argparse.Namespace, model: "Checkpoint", device: "torch.device") -> int:
-    """What the user says (0: as in training); 1, the original's default, stands for what is fast here."""
-    import torch
-
-    if opt.batch_size == 0:
-        return int(model.opt.get("batch_size", 16))
-    if opt.batch_size > 1:
-        return opt.batch_size
-    if device.type != "cuda":
-        return 8  # caches are warm, and the first caption does not wait for a large batch
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(256, free // BYTES_PER_IMAGE))
-
-
-class Outputs:
-    """Everything that happens to captions: stdout, journal, page, text files, result file, scores.
-
-    Args:
-        source: where the pictures are, for the page and for text files.
-    """
-
-    def __init__(self, opt: argparse.Namespace, source: "Source", captioner: "Captioner") -> None:
-        from captioner.output.page import VisWriter
-        from captioner.output.results import Journal, require_known_suffix
-
-        self.opt, self.source, self.vocab = opt, source, captioner.vocab
-        self.output = Path(opt.output) if opt.output else None
-        journal_path = None
-        if dumps_page(opt):
-            journal_path = require_writable_folder(opt.vis_dir, "the page") / "vis.journal"
-        if self.output:
-            require_known_suffix(self.output)
-            require_writable_folder(self.output.parent, "results")
-            journal_path = self.output.with_name(self.output.name + ".journal")
-        self.vis = VisWriter(opt.vis_dir) if dumps_page(opt) else None
-        self.journal = Journal(journal_path, self._fingerprint(), opt.resume) if journal_path else None
-        self.num_done = self.journal.num_done if self.journal else 0
-        if self.num_done:
-            log.info("going on after %d of %d images", self.num_done, len(source))
-        self.to_score: list[dict] = list(self.journal.rows()) if self.journal and opt.language_eval else []
-
-    def __enter__(self) -> "Outputs":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.journal:
-            self.journal.close()
-
-    def _fingerprint(self) -> str:
-        ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output"}
-        options = {name: value for name, value in vars(self.opt).items() if name not in ignored}
-        text = json.dumps([options, self.source.fingerprint()], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-    def add(self, evaluated: "Evaluated") -> None:
-        """Take the captions of a batch; batches come in order."""
-        from captioner.inference.captioner import result_rows
-
-        for name, reason in evaluated.skipped:
-            log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
-        rows = result_rows(evaluated, self.vocab, self.opt.min_confidence)
-        if self.vis and self.opt.dump_images:
-            pictures = [self.source.picture(position) for position in evaluated.positions]
-            names = self.vis.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
-            for row, name in zip(rows, names, strict=True):
-                row["image"] = name
-        for position, row in zip(evaluated.positions, rows, strict=True):
-            if self.opt.write_txt:
-                self._write_txt(position, row["caption"])
-            print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
-        self.num_done += len(evaluated.positions) + len(evaluated.skipped)
-        if self.opt.language_eval:
-            self.to_score += rows
-        if self.journal:
-            self.journal.append(rows, self.num_done)
-
-    def _write_txt(self, position: int, caption: str) -> None:
-        photo = self.source.picture(position)
-        assert isinstance(photo, Path)
-        path = photo.with_suffix(".txt")
-        if path.exists() and not self.opt.overwrite:
-            log.warning("kept %s, which exists (--overwrite 1 replaces it)", path)
-            return
-        with atomic_write(path, "w", encoding="utf-8") as stream:
-            stream.write(caption + "\n")
-
-    def finish(self, totals: "Totals") -> None:
-        """Write the result file and the page, and report loss and scores.
-
-        Raises:
-            InputError: not a single picture could be read.
-        """
-        from captioner.output.results import write_results
-
-        if self.num_done and not totals.num_captioned and totals.num_skipped == self.num_done:
-            if self.journal:
-                self.journal.remove()  # there is nothing to go on from
-            raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
-        scores = self._score() if self.opt.language_eval else {}
-        if self.journal:
-            if self.output:
-                write_results(self.output, self.journal.rows())
-                log.info("results: %s", self.output)
-            if self.vis:
-                page = self.vis.finish(self.journal.rows(), scores)
-                log.info("page: %s (to look at it: python -m http.server --directory %s)", page, page.parent)
-            self.journal.remove()
-        skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
-        log.info("%d images captioned%s", totals.num_captioned, skipped)
-        if totals.loss is not None:
-            log.info("loss: %.6f", totals.loss)
-        if scores:
-            log.info("%s", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-
-    def _score(self) -> dict[str, float]:
-        """coco-caption's scores of what was captioned; images without known captions are left out."""
-        from captioner.metrics import score
-        from captioner.metrics.pairing import Prediction, join, read_references
-
-        predictions = [Prediction(row["image_id"], row["file_name"], row["caption"], "") for row in self.to_score]
-        references = read_references(self.opt.references) if self.opt.references else self.source.references()
-        joined = join(predictions, references)
-        if joined.unmatched_predictions:
-            log.info("%d images have no known captions and are not scored", len(joined.unmatched_predictions))
-        scores = score([one.caption for one, _ in joined.pairs], [known.captions for _, known in joined.pairs])
-        for name, reason in scores.skipped.items():
-            log.warning("%s skipped because %s", name, reason)
-        return scores.corpus
+def run_name(opt: argparse.Namespace, source: "Source") -> str:
+    """The same for the same run: for the same options, but those that change no caption, and the same images."""
+    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output"}
+    options = {name: value for name, value in vars(opt).items() if name not in ignored}
+    text = json.dumps([options, source.fingerprint()], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from captioner.cli.options import (
     Parser,
@@ -135,10 +135,12 @@ def _judge(opt: argparse.Namespace) -> None:
     """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 
-    from captioner.data.batches import file_batches, shares
-    from captioner.inference.likelihood import likelihoods, result_rows
-    from captioner.inference.load import load_models, make_captioner
+    from captioner.data.batches import shares
+    from captioner.inference.load import load_models
+    from captioner.inference.model import Model
+    from captioner.inference.sources import FileSource
     from captioner.output.results import require_known_suffix, write_results
+    from captioner.output.rows import LikelihoodRow, likelihood_rows
     from captioner.runtime.device import choose_device
     from captioner.runtime.memory import keep_freed_memory
 
@@ -146,26 +148,21 @@ def _judge(opt: argparse.Namespace) -> None:
         require_known_suffix(Path(opt.output))
     described = _with_files(opt.captions, Path(opt.images))
     keep_freed_memory()
-    models = load_models(opt.model)
-    files = [(file, {"file_path": reference.name}) for file, reference in described]
-
-    def first_photos(count: int) -> "Iterator[Batch]":
-        return file_batches(files, shares(min(count, len(files)), opt.batch_size, 0, 1), opt.num_workers)
-
-    captioner = make_captioner(models, choose_device(opt.gpuid), opt.precision, first_photos)
-    places = list(shares(len(files), opt.batch_size, 0, 1))
-    batches = file_batches(files, places, opt.num_workers)
-    rows: list[dict[str, Any]] = []
+    source = FileSource([(file, {"file_path": reference.name}) for file, reference in described])
+    model = Model(load_models(opt.model), choose_device(opt.gpuid), opt.precision, calibration=source)
+    groups = list(shares(len(source), opt.batch_size, 0, 1))
+    batches = source.batches(groups, opt.num_workers)
+    rows: list[LikelihoodRow] = []
 
     def readable() -> "Iterator[Batch]":
-        for batch in tqdm(batches, total=len(places), disable=None, unit="batch"):
+        for batch in tqdm(batches, total=len(groups), disable=None, unit="batch"):
             for _, reason in batch.skipped:
                 log.warning("skipped %s", reason)
             yield batch
 
-    for position, judged in likelihoods(captioner, readable(), [reference.captions for _, reference in described]):
+    for position, judged in model.likelihoods(readable(), [reference.captions for _, reference in described]):
         reference = described[position][1]
-        rows += result_rows(reference.image_id, reference.name, reference.captions, judged)
+        rows += likelihood_rows(reference.image_id, reference.name, reference.captions, judged)
     if not rows:
         raise InputError(f"{opt.images}: none of the {len(described):,} pictures could be read")
     if opt.output:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from captioner.data.dataset import Dataset
-from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET, read_image
+from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET
+from captioner.data.pictures import Picture, read_picture
 from captioner.errors import InputError
 
 Result = TypeVar("Result")
@@ -214,12 +214,12 @@ def shares(count: int, batch_size: int, rank: int, size: int, first: int = 0) ->
 
 
 def file_batches(
-    files: Sequence[tuple[Path, dict[str, Any]]], positions: Iterable[Sequence[int]], num_workers: int
+    files: Sequence[tuple[Picture, dict[str, Any]]], positions: Iterable[Sequence[int]], num_workers: int
 ) -> Iterator[Batch]:
-    """Batches of image files, decoded in worker threads (decoders leave Python's lock while they work).
+    """Batches of files or other pictures, decoded in worker threads (decoders leave Python's lock while they work).
 
     Args:
-        files: path and info of every image of the run.
+        files: every picture of the run, and what is known about it.
         positions: for each batch, which of them it holds.
 
     Yields:
@@ -228,7 +228,7 @@ def file_batches(
 
     def read(position: int) -> np.ndarray | str:
         try:
-            return read_image(files[position][0])
+            return read_picture(files[position][0])
         except InputError as error:
             return str(error)
 

@@ -119,6 +119,17 @@ def decode_image(data: bytes) -> np.ndarray:
         return _decode(image, data)
 
 
+def square(image: Image.Image) -> np.ndarray:
+    """A picture that Pillow has opened or made as uint8 RGB of shape (3, 256, 256); `image` itself stays as it is.
+
+    Raises:
+        InputError: it is too large, or its file is damaged.
+    """
+    with _decoder_errors():
+        _require_sensible_size(image)
+        return _decode(image, None)
+
+
 def decode_for_display(data: bytes, longest_side: int) -> Image.Image:
     """Decode the bytes of a picture file as people want to see it: upright, "RGB" or "L", its own aspect, and no side
     longer than `longest_side` pixels.
@@ -188,32 +199,45 @@ def starts_like_image(path: str) -> bool:
 def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
     """The picture in `data`, not too large; whatever goes wrong with it in the block becomes an InputError."""
     _register_heif()
+    with _decoder_errors():
+        try:
+            image = Image.open(io.BytesIO(data), formats=_known_formats())
+        except UnidentifiedImageError:
+            raise InputError(_describe_unknown(data)) from None
+        with image:
+            _require_sensible_size(image)
+            yield image
+
+
+def _require_sensible_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{image.format or 'a picture'} of {image.width}×{image.height} pixels is too large",
+            expected=f"at most {MAX_PIXELS:,} pixels",
+        )
+
+
+@contextlib.contextmanager
+def _decoder_errors() -> Iterator[None]:
+    """Whatever goes wrong with a picture in the block becomes an InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata and the like: either the pixels come or an error
-            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(
-                        f"{image.format} of {width}×{height} pixels is too large",
-                        expected=f"at most {MAX_PIXELS:,} pixels",
-                    )
-                yield image
+            yield
     except InputError:
         raise
-    except UnidentifiedImageError:
-        raise InputError(_describe_unknown(data)) from None
     except MemoryError:
         raise InputError("needs more memory than there is") from None
     except Exception as error:  # foreign decoders on damaged bytes raise anything: struct.error, KeyError, ..
         raise InputError(_describe_failure(error)) from error
 
 
-def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
+def _decode(image: Image.Image, data: bytes | None) -> np.ndarray:
+    """`data` is the file's; without it nothing is done to `image` that would change it for its owner."""
     width, height = image.size
     orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
     pixels = None
-    if image.format in ("JPEG", "MPO"):
+    if data is not None and image.format in ("JPEG", "MPO"):
         least = _least_size(width, height)
         if image.mode in ("RGB", "L") and image.size != (IMAGE_SIZE, IMAGE_SIZE):
             pixels = _decode_jpeg_fast(data, image.mode, least)
@@ -234,7 +258,7 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _may_have_exif(image: ImageFile.ImageFile) -> bool:
+def _may_have_exif(image: Image.Image) -> bool:
     """Looking is slow where there is none: JPEGs without an Exif segment are the common case."""
     return image.format not in ("JPEG", "MPO") or "exif" in image.info
 

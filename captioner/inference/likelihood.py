@@ -8,8 +8,7 @@ Letters: M captions, D words of the longest, V words, E encoding.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,39 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from captioner.data.batches import Batch
 from captioner.data.tokenizers import tokenise
 from captioner.data.vocabulary import Vocab
+from captioner.inference.caption import Likelihood
 from captioner.inference.captioner import Captioner
 from captioner.model.decoder import Decoder, caption_targets
 
 NUM_OTHERS = 4  # pictures that a caption is also judged with; twice as many find no more
 CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """What the model thinks of one caption.
-
-    Attributes:
-        words: as the model reads them; a word it does not know is UNK.
-        word_logprobs: natural logarithms, one per word and one for END.
-        unknown: the words it does not know.
-        gain: log p(caption | image) − log of its mean probability with other pictures; None without other pictures or
-            if the model can never say it. Below 0 it suits others better.
-    """
-
-    words: tuple[str, ...]
-    word_logprobs: tuple[float, ...]
-    unknown: tuple[str, ...]
-    gain: float | None = None
-
-    @property
-    def logprob(self) -> float:
-        """log p(caption | image), over the words and END; −inf if it has a word that the model can never say."""
-        return sum(self.word_logprobs)
-
-    @property
-    def confidence(self) -> float:
-        """Geometric mean of the probabilities: comparable between lengths, in 0..1."""
-        return math.exp(self.logprob / len(self.word_logprobs))
 
 
 def likelihoods(
@@ -69,18 +41,25 @@ def likelihoods(
         The position of an image and what the model thinks of its captions, in their order.
     """
     encodings: dict[int, list[Tensor]] = {}  # by position, (E,) of each model
-    with torch.inference_mode():
-        for batch in batches:
-            if batch.positions:
+    for batch in batches:
+        if batch.positions:
+            with captioner.turn, torch.inference_mode():
                 rows = zip(*captioner.encode(batch.to(captioner.device)), strict=True)
                 encodings.update(zip(batch.positions, map(list, rows), strict=True))
     positions = list(encodings)
     num_others = min(NUM_OTHERS, len(positions) - 1)
     for place, position in enumerate(positions):
         spread = [(place + k * len(positions) // (num_others + 1)) % len(positions) for k in range(num_others + 1)]
-        with torch.inference_mode():
+        with captioner.turn, torch.inference_mode():
             own, *others = (_judge(captioner, encodings[positions[i]], captions[position]) for i in spread)
         yield position, [_with_gain(one, elsewhere) for one, *elsewhere in zip(own, *others, strict=True)]
+
+
+def judge(captioner: Captioner, batch: Batch, texts: Sequence[str]) -> list[Likelihood]:
+    """Judge captions of the first image of a batch."""
+    with captioner.turn, torch.inference_mode():
+        encoding = [own[0] for own in captioner.encode(batch.to(captioner.device))]
+        return _judge(captioner, encoding, texts)
 
 
 def _with_gain(own: Likelihood, elsewhere: Sequence[Likelihood]) -> Likelihood:
@@ -141,34 +120,3 @@ def target_logprobs(decoder: Decoder, features: Tensor, labels: Tensor) -> Tenso
     logprobs = decoder(features, labels)[:, 1:]  # the image step predicts nothing
     chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
     return chosen.where(targets > 0, 0.0)
-
-
-def result_rows(
-    image_id: int | str | None, file_name: str | None, captions: Sequence[str], judged: Sequence[Likelihood]
-) -> list[dict[str, Any]]:
-    """One row per caption of an image, named as the rows of caption-eval; `rank` 1 is its likeliest caption.
-
-    What is impossible has the logprob null, for JSON knows no infinity.
-    """
-    ranking = sorted(range(len(judged)), key=lambda i: -judged[i].logprob)
-    return [
-        {
-            "image_id": image_id,
-            "file_name": file_name,
-            "caption": caption,
-            "logprob": _finite(found.logprob),
-            "confidence": found.confidence,
-            "gain": found.gain,
-            "rank": ranking.index(i) + 1,
-            "words": [
-                {"word": word, "logprob": _finite(logprob)}
-                for word, logprob in zip(found.words, found.word_logprobs, strict=False)
-            ],
-            "unknown_words": list(found.unknown),
-        }
-        for i, (caption, found) in enumerate(zip(captions, judged, strict=True))
-    ]
-
-
-def _finite(logprob: float) -> float | None:
-    return logprob if math.isfinite(logprob) else None

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 CALIBRATION_PHOTOS = 48
 
 
-def load_models(paths: Sequence[str]) -> list[Checkpoint]:
+def load_models(paths: Sequence[str | Path] = ()) -> list[Checkpoint]:
     """The checkpoints named, or the bundled one; all with the same vocabulary.
 
     Raises:

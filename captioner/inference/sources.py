@@ -11,11 +11,12 @@ import numpy as np
 from captioner.data.batches import Batch, dataset_batches, file_batches
 from captioner.data.dataset import Dataset
 from captioner.data.listing import list_images
+from captioner.data.pictures import Picture, file_name_of
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
 
 
-class Source(Protocol):
+class Images(Protocol):
     """Images with positions 0..len-1."""
 
     def __len__(self) -> int: ...
@@ -23,6 +24,10 @@ class Source(Protocol):
     def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
         """One batch per group of positions, in order. Unreadable files are not in it but under its `skipped`."""
         ...
+
+
+class Source(Images, Protocol):
+    """Images with all that the results of a run want to know of them."""
 
     def picture(self, position: int) -> Path | np.ndarray:
         """What the page shows: a file, or uint8 (3, 256, 256)."""
@@ -35,6 +40,22 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """The same for the same images in the same order."""
         ...
+
+
+class Pictures:
+    """Pictures in any form, numbered from "1"; those in memory have no file name."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.pictures = [
+            (picture, {"id": str(number), "file_path": file_name_of(picture)})
+            for number, picture in enumerate(pictures, start=1)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
+        return file_batches(self.pictures, positions, num_workers)
 
 
 class FileSource:

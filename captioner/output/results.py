@@ -3,14 +3,15 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 from captioner.errors import InputError
+from captioner.output.rows import CaptionRow
 from captioner.runtime.files import atomic_write, cannot_write
 
-Row = dict[str, Any]
+Row: TypeAlias = Mapping[str, object]  # one of `captioner.output.rows`
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 CSV_COLUMNS = ("image_id", "file_name", "caption", "logprob", "confidence")
@@ -94,7 +95,7 @@ class Journal:
                 stream.seek(0)
                 stream.write(self._header.encode())
 
-    def append(self, rows: Iterable[Row], num_done: int) -> None:
+    def append(self, rows: Iterable[CaptionRow], num_done: int) -> None:
         """Add the rows of a batch, after which `num_done` images of the run are dealt with."""
         try:
             for row in rows:
@@ -104,13 +105,13 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[CaptionRow]:
         """All rows so far, in order."""
         with self.path.open(encoding="utf-8") as stream:
             for line in stream:
                 entry = json.loads(line)
                 if "row" in entry:
-                    yield entry["row"]
+                    yield cast(CaptionRow, entry["row"])
 
     def close(self) -> None:
         """Close the file and leave it for a later --resume."""

@@ -7,7 +7,9 @@ import torch
 
 from captioner.data.batches import VALIDATION_BATCH, dataset_batches, shares
 from captioner.data.dataset import Dataset
-from captioner.inference.captioner import Captioner, Totals, evaluate, result_rows
+from captioner.inference.caption import Caption
+from captioner.inference.captioner import Captioner
+from captioner.inference.run import Totals, captions_of, evaluate
 from captioner.metrics import score
 from captioner.model.checkpoint import Checkpoint
 from captioner.search import SearchOptions
@@ -43,10 +45,10 @@ class Validation:
 
     def __call__(self, record: Checkpoint) -> bool:
         """Enter loss, scores and captions into the record; returns whether this is the best score so far."""
-        loss, rows = self._evaluate()
-        captions = [row["caption"] for row in rows]
+        loss, found = self._evaluate()
+        captions = [caption.text for caption in found]
         record.val_loss_history[record.iteration] = loss
-        record.val_predictions = [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
+        record.val_predictions = [{"image_id": caption.image_id, "caption": caption.text} for caption in found]
         quality, scored = -loss, ""
         if self.language_eval:
             scores = score(captions, [self.dataset.references_of(int(i)) for i in self.indices]).corpus
@@ -61,26 +63,26 @@ class Validation:
             loss,
             scored,
             distinct,
-            len(rows),
+            len(captions),
             " (best so far)" if better else "",
         )
         if record.iteration:
             warn_of_captions(captions)
         return better
 
-    def _evaluate(self) -> tuple[float, list[dict]]:
-        """Mean −log p per target, and a result row per image in order; all processes share the work."""
+    def _evaluate(self) -> tuple[float, list[Caption]]:
+        """Mean −log p per target, and the caption of each image in order; all processes share the work."""
         trainer, processes = self.trainer, self.trainer.processes
         captioner = Captioner([trainer.model], self.dataset.vocab, trainer.device, torch.float32)
         totals = Totals()
-        rows: list[tuple[int, dict]] = []
+        found: list[tuple[int, Caption]] = []
         positions = shares(len(self.indices), VALIDATION_BATCH, processes.rank, processes.size)
         batches = dataset_batches(self.dataset, self.indices, positions, self.num_workers, self.features)
         with torch.autocast(trainer.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
             for evaluated in evaluate(captioner, batches, self.search_options):
                 totals.add(evaluated)
-                rows += zip(evaluated.positions, result_rows(evaluated, self.dataset.vocab), strict=True)
-        gathered = processes.gather((totals.loss_sum, totals.num_targets, rows))
+                found += zip(evaluated.positions, captions_of(evaluated, self.dataset.vocab), strict=True)
+        gathered = processes.gather((totals.loss_sum, totals.num_targets, found))
         loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
         merged = sorted((pair for part in gathered for pair in part[2]), key=lambda pair: pair[0])
-        return loss, [row for _, row in merged]
+        return loss, [caption for _, caption in merged]

@@ -1,0 +1,357 @@
+"""Captions by function call: what `import captioner` offers, and what caption-eval and caption-score stand on."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
+
+import torch
+
+from captioner.data.batches import Batch, shares
+from captioner.data.pictures import Picture, is_picture, list_pictures
+from captioner.data.vocabulary import Vocab
+from captioner.errors import InputError
+from captioner.inference.caption import Caption, Likelihood
+from captioner.inference.likelihood import judge, likelihoods
+from captioner.inference.load import load_models, make_captioner
+from captioner.inference.run import Evaluated, captions_of, evaluate
+from captioner.inference.sources import Images, Pictures, open_folder
+from captioner.model.checkpoint import Checkpoint
+from captioner.runtime.device import device_named
+from captioner.runtime.precision import Precision
+from captioner.search import SearchOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
+log = logging.getLogger(__name__)
+
+GPU_BYTES_PER_IMAGE = 40 * 2**20  # activations of VGG16, generously
+NUM_WORKERS = 2  # threads that decode
+SEED = 123
+
+
+class SearchKeywords(TypedDict, total=False):
+    """How captions are searched: caption-eval's options of the same names, with the same defaults.
+
+    beam_size: beams per image, 2; 1 is greedy. n_best: captions per image, 1. sample: draw words at random, False;
+    then temperature (1.0), top_k (0: all), top_p (1.0). length_penalty: rank by logprob / length^this, 0.0.
+    min_length: least number of words, 0. no_repeat_ngram: no so many words occur twice, 0. suppress_unk: never say
+    UNK; None: as suits the model. diverse_groups, diversity: groups of beams that avoid each other's words (1; 0.5).
+    """
+
+    beam_size: int
+    n_best: int
+    sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    length_penalty: float
+    min_length: int
+    no_repeat_ngram: int
+    suppress_unk: bool | None
+    diverse_groups: int
+    diversity: float
+
+
+class CaptionKeywords(SearchKeywords, total=False):
+    """How pictures are captioned: how captions are searched, and how the work is done.
+
+    min_confidence: below it a caption is withheld, 0.0 (to 1). seed: of sampling, 123; picture i of a call draws from
+    seed + i. batch_size: pictures at once; None: what is fast here. num_workers: threads that decode, 2; 0: the
+    caller's. Captions depend on neither of the last two.
+    """
+
+    min_confidence: float
+    seed: int
+    batch_size: int | None
+    num_workers: int
+
+
+class Model:
+    """A captioning model, or several that average their probabilities, on a device.
+
+    Calls may come from many threads: pictures are decoded in parallel, and the network is used by turns. What a call
+    returns depends neither on other calls nor on how pictures are batched.
+
+    Args:
+        checkpoints: from `load_models`.
+        device: that computes.
+        precision: number format of the CNN.
+        calibration: photos like those to come; only looked at where 8-bit scales have to be measured.
+
+    Raises:
+        InputError: this machine cannot compute at that precision.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        device: torch.device,
+        precision: Precision = "auto",
+        calibration: Images | None = None,
+    ) -> None:
+        photos = Pictures([]) if calibration is None else calibration
+
+        def first_photos(count: int) -> Iterator[Batch]:
+            return photos.batches(shares(min(count, len(photos)), 8, 0, 1), NUM_WORKERS)
+
+        self.captioner = make_captioner(checkpoints, device, precision, first_photos)
+        self._suppress_unk = bool(checkpoints[0].decoding.get("suppress_unk", 0))
+
+    @property
+    def vocab(self) -> Vocab:
+        """The words it can say."""
+        return self.captioner.vocab
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.captioner.device
+
+    @overload  # a str is one picture, though also an Iterable of str
+    def caption(  # type: ignore[overload-overlap]
+        self,
+        images: Picture,
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: "Unpack[CaptionKeywords]",
+    ) -> Caption: ...
+
+    @overload
+    def caption(
+        self,
+        images: Iterable[Picture],
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: "Unpack[CaptionKeywords]",
+    ) -> list[Caption]: ...
+
+    @overload
+    def caption(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        on_error: Literal["raise", "return"],
+        **options: "Unpack[CaptionKeywords]",
+    ) -> Caption | InputError | list[Caption | InputError]: ...
+
+    def caption(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        **options: "Unpack[CaptionKeywords]",
+    ) -> Caption | InputError | Sequence[Caption | InputError]:
+        """Caption one picture, or several.
+
+        Args:
+            images: a path, the bytes of a file, a Pillow image, an array (uint8, height × width × 3, RGB); or several.
+            on_error: at a picture that cannot be read "raise", or "return" the error in its place.
+            options: `beam_size`, `n_best`, ..: see `CaptionKeywords`.
+
+        Returns:
+            For one picture its caption; for several a list in their order.
+
+        Raises:
+            InputError: a picture cannot be read (`on_error` "raise"), or an option makes no sense.
+        """
+        if on_error not in ("raise", "return"):
+            raise InputError(f"on_error {on_error!r}", expected="'raise' or 'return'")
+        found: list[Caption | InputError] = []
+        for caption in self._captions(Pictures(list_pictures(images)), **options):
+            if isinstance(caption, InputError) and on_error == "raise":
+                raise caption
+            found.append(caption)
+        return found[0] if is_picture(images) else found
+
+    def caption_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        recursive: bool = False,
+        on_error: Literal["raise", "skip"] = "skip",
+        **options: "Unpack[CaptionKeywords]",
+    ) -> Iterator[Caption]:
+        """Caption the photos of a folder in natural order (img2 before img10), while they are read in the background.
+
+        Args:
+            recursive: those of its subfolders too.
+            on_error: at a file that cannot be read "raise", or log a warning and "skip" it.
+            options: as for `caption`.
+
+        Returns:
+            The captions as they come; their `file_name` is relative to the folder.
+
+        Raises:
+            InputError: no such folder, no picture in it, or an option makes no sense; said at once.
+        """
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error {on_error!r}", expected="'raise' or 'skip'")
+        captions = self._captions(open_folder(os.fspath(folder), recursive, -1), **options)
+
+        def readable() -> Iterator[Caption]:
+            for caption in captions:
+                if isinstance(caption, Caption):
+                    yield caption
+                elif on_error == "raise":
+                    raise caption
+                else:
+                    log.warning("skipped %s", caption)
+
+        return readable()
+
+    @overload
+    def logprob(  # type: ignore[overload-overlap]
+        self, image: Picture, captions: str
+    ) -> float: ...
+
+    @overload
+    def logprob(self, image: Picture, captions: Sequence[str]) -> list[float]: ...
+
+    def logprob(self, image: Picture, captions: str | Sequence[str]) -> float | list[float]:
+        """Natural log of p(caption | image) of one caption or of several, over their words and END.
+
+        A word that the model does not know counts as UNK; where the model has no UNK the caption has −inf.
+
+        Raises:
+            InputError: the picture cannot be read.
+        """
+        one = isinstance(captions, str)
+        (batch,) = Pictures([image]).batches([range(1)], num_workers=0)
+        if batch.skipped:
+            raise InputError(batch.skipped[0][1])
+        texts = [captions] if isinstance(captions, str) else captions
+        logprobs = [found.logprob for found in judge(self.captioner, batch, texts)]
+        return logprobs[0] if one else logprobs
+
+    def search_options(
+        self,
+        *,
+        beam_size: int = 2,
+        n_best: int = 1,
+        sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        length_penalty: float = 0.0,
+        min_length: int = 0,
+        no_repeat_ngram: int = 0,
+        suppress_unk: bool | None = None,
+        diverse_groups: int = 1,
+        diversity: float = 0.5,
+    ) -> SearchOptions:
+        """How to search: what is asked for, else what suits the model; see `SearchKeywords`.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        unk = self.vocab.unk_id
+        suppress = self._suppress_unk if suppress_unk is None else suppress_unk
+        return SearchOptions(
+            beam_size=n_best if 0 < beam_size < n_best else beam_size,
+            sample=sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            length_penalty=length_penalty,
+            min_length=min_length,
+            no_repeat_ngram=no_repeat_ngram,
+            suppress=(unk,) if suppress and unk else (),
+            n_best=n_best,
+            groups=diverse_groups,
+            group_penalty=diversity,
+        )
+
+    def fast_batch_size(self) -> int:
+        """How many images at once are fast on this device, and fit into its memory."""
+        if self.device.type != "cuda":
+            return 8  # caches are warm, and the first caption does not wait for a large batch
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(1, min(256, free // GPU_BYTES_PER_IMAGE))
+
+    def run(
+        self,
+        images: Images,
+        groups: Iterable[Sequence[int]],
+        options: SearchOptions,
+        *,
+        seed: int = SEED,
+        num_workers: int = NUM_WORKERS,
+    ) -> Iterator[Evaluated]:
+        """Search captions of `images` batch by batch; where captions are known, with their loss.
+
+        Args:
+            groups: the positions of each batch (see `shares`).
+        """
+        return evaluate(self.captioner, images.batches(groups, num_workers), options, seed)
+
+    def captions_of(self, evaluated: Evaluated, min_confidence: float = 0.0) -> list[Caption]:
+        """What `run` found, in words; below `min_confidence` a caption is withheld."""
+        return captions_of(evaluated, self.vocab, min_confidence)
+
+    def likelihoods(
+        self, batches: Iterable[Batch], captions: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, list[Likelihood]]]:
+        """What the model thinks of given captions, each with its own and with other pictures (see `likelihood`)."""
+        return likelihoods(self.captioner, batches, captions)
+
+    def _captions(
+        self,
+        images: Images,
+        *,
+        min_confidence: float = 0.0,
+        seed: int = SEED,
+        batch_size: int | None = None,
+        num_workers: int = NUM_WORKERS,
+        **search: "Unpack[SearchKeywords]",
+    ) -> Iterator[Caption | InputError]:
+        """One result for each image, in order; options that make no sense are refused at once."""
+        if not 0 <= min_confidence <= 1:
+            raise InputError(f"min_confidence {min_confidence}", expected="0 to 1")
+        if num_workers < 0 or (batch_size is not None and batch_size < 1):
+            raise InputError(f"num_workers {num_workers}, batch_size {batch_size}", expected="at least 0, at least 1")
+        groups = list(shares(len(images), batch_size or self.fast_batch_size(), 0, 1))
+        batches = self.run(images, groups, self.search_options(**search), seed=seed, num_workers=num_workers)
+
+        def results() -> Iterator[Caption | InputError]:
+            for group, evaluated in zip(groups, batches, strict=True):
+                found = dict(zip(evaluated.positions, self.captions_of(evaluated, min_confidence), strict=True))
+                reasons = iter(evaluated.skipped)
+                for position in group:
+                    if position in found:
+                        yield found[position]
+                    else:
+                        name, reason = next(reasons)
+                        yield InputError(reason if name else f"picture {position + 1} of {len(images)}: {reason}")
+
+        return results()
+
+
+def load_model(
+    model: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None" = None,
+    device: "str | torch.device" = "auto",
+    precision: Precision = "auto",
+    calibration: Sequence[Picture] = (),
+) -> Model:
+    """Load a captioning model.
+
+    Args:
+        model: a checkpoint; several, whose probabilities are averaged; None: the bundled one.
+        device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        precision: number format of the CNN: "auto", "fp32", "bf16", "fp16" or "int8".
+        calibration: for "int8" with a model whose 8-bit scales are not known yet: some 48 photos like those to come.
+
+    Raises:
+        InputError: the file cannot be used, the models do not fit together, or this machine lacks the device or the
+            number format.
+    """
+    paths: Sequence[str | os.PathLike[str]] = []
+    if isinstance(model, str | os.PathLike):
+        paths = [model]
+    elif model is not None:
+        paths = list(model)
+        if not paths:
+            raise InputError("load_model([]): no model is named", expected="a path, several, or None")
+    return Model(load_models([Path(path) for path in paths]), device_named(device), precision, Pictures(calibration))

@@ -1,0 +1,146 @@
+"""The only loop over batches: their captions, and the loss of known ones. Training's validation runs through it too."""
+
+import collections
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.data.batches import Batch
+from captioner.data.vocabulary import Vocab
+from captioner.inference.caption import Caption, Word
+from captioner.inference.captioner import Captioner
+from captioner.search import Hypothesis, SearchOptions, ensemble_step, search
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Evaluated:
+    """One batch after the model, without its pixels: small enough to send to another process."""
+
+    positions: list[int]  # of each captioned image within the run
+    info: list[dict[str, Any]]
+    hypotheses: list[list[Hypothesis]]  # per image, best first
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # unreadable files: name, reason
+    loss_sum: float = 0.0  # −Σ log p over the targets, natural logarithm; where captions are known
+    num_targets: int = 0
+
+
+@dataclass
+class Totals:
+    """What a whole run adds up to; the loss does not depend on how images were batched."""
+
+    num_captioned: int = 0
+    num_skipped: int = 0
+    loss_sum: float = 0.0
+    num_targets: int = 0
+
+    @property
+    def loss(self) -> float | None:
+        """Mean −log p per target (words and one END per caption); None where no captions are known."""
+        return self.loss_sum / self.num_targets if self.num_targets else None
+
+    def add(self, evaluated: Evaluated) -> None:
+        self.num_captioned += len(evaluated.positions)
+        self.num_skipped += len(evaluated.skipped)
+        self.loss_sum += evaluated.loss_sum
+        self.num_targets += evaluated.num_targets
+
+
+@torch.inference_mode()
+def evaluate_batch(captioner: Captioner, batch: Batch, options: SearchOptions, seed: int) -> Evaluated:
+    """Caption the images of a batch; if it carries captions, add up their loss (of the first model).
+
+    Args:
+        seed: sampling only; the image at position i draws from seed + i, however images are batched.
+    """
+    evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped)
+    if not batch.positions:
+        return evaluated
+    moved = batch.to(captioner.device)
+    encodings = captioner.encode(moved)
+    evaluated.hypotheses = _search(captioner, encodings, options, [seed + position for position in batch.positions])
+    if moved.labels is not None and len(moved.labels):
+        assert moved.image_of_caption is not None
+        loss_sum, num_targets = captioner.models[0].loss_sum(encodings[0], moved.image_of_caption, moved.labels)
+        evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
+    return evaluated
+
+
+def _search(
+    captioner: Captioner, encodings: list[Tensor], options: SearchOptions, seeds: list[int]
+) -> list[list[Hypothesis]]:
+    states = tuple(decoder.start(encoding) for decoder, encoding in zip(captioner.decoders, encodings, strict=True))
+    single = len(captioner.decoders) == 1
+    return search(
+        captioner.decoders[0].step if single else ensemble_step([decoder.step for decoder in captioner.decoders]),
+        states[0] if single else states,
+        num_images=len(seeds),
+        vocab_size=captioner.vocab.size,
+        max_length=captioner.max_length,
+        options=options,
+        seeds=seeds,
+    )
+
+
+def evaluate(
+    captioner: Captioner, batches: Iterable[Batch], options: SearchOptions, seed: int = 0
+) -> Iterator[Evaluated]:
+    """Caption every batch in turn, in halves where the device's memory is too small for a whole one."""
+    waiting: collections.deque[Batch] = collections.deque()
+    for batch in batches:
+        waiting.append(batch)
+        done: list[Evaluated] = []
+        while waiting:
+            part = waiting.popleft()
+            try:
+                with captioner.turn:
+                    done.append(evaluate_batch(captioner, part, options, seed))
+            except torch.OutOfMemoryError:
+                if len(part.positions) <= 1:
+                    raise
+                log.warning("out of memory with %d images at once: going on with half as many", len(part.positions))
+                waiting.extendleft(reversed(part.split(2)))
+        yield _join(done)
+
+
+def _join(parts: list[Evaluated]) -> Evaluated:
+    return Evaluated(
+        positions=[position for part in parts for position in part.positions],
+        info=[info for part in parts for info in part.info],
+        hypotheses=[hypotheses for part in parts for hypotheses in part.hypotheses],
+        skipped=[skipped for part in parts for skipped in part.skipped],
+        loss_sum=sum(part.loss_sum for part in parts),
+        num_targets=sum(part.num_targets for part in parts),
+    )
+
+
+def captions_of(evaluated: Evaluated, vocab: Vocab, min_confidence: float = 0.0) -> list[Caption]:
+    """A batch's captions in words, one per readable image; below `min_confidence` the text is withheld."""
+    return [
+        _caption_of(hypotheses, vocab, info.get("file_path", ""), info.get("id", position + 1), min_confidence)
+        for position, info, hypotheses in zip(evaluated.positions, evaluated.info, evaluated.hypotheses, strict=True)
+    ]
+
+
+def _caption_of(
+    hypotheses: Sequence[Hypothesis], vocab: Vocab, file_name: str, image_id: int | str, min_confidence: float
+) -> Caption:
+    best, *others = hypotheses
+    words = [vocab.word(token) for token in best.tokens]
+    abstained = best.confidence < min_confidence
+    return Caption(
+        text="" if abstained else " ".join(words),
+        logprob=best.logprob,
+        confidence=best.confidence,
+        # The last of the log-probabilities may be END's.
+        words=tuple(map(Word, words, best.word_logprobs)),
+        alternatives=tuple(_caption_of([other], vocab, file_name, image_id, 0.0) for other in others),
+        file_name=file_name,
+        image_id=image_id,
+        abstained=abstained,
+    )

@@ -1,0 +1,152 @@
+"""Everything that happens to the captions of a run: stdout, journal, page, text files, result file, scores."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner.errors import InputError
+from captioner.inference.caption import Caption
+from captioner.metrics import score
+from captioner.metrics.pairing import Prediction, Reference, join
+from captioner.output.page import VisWriter
+from captioner.output.results import Journal, require_known_suffix, write_results
+from captioner.output.rows import CaptionRow, caption_row
+from captioner.output.sidecars import Sidecars
+from captioner.runtime.files import require_writable_folder
+
+if TYPE_CHECKING:
+    from captioner.inference.run import Totals
+    from captioner.inference.sources import Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Destinations:
+    """Where captions go besides stdout; None: not there.
+
+    Attributes:
+        output: a file of results; its suffix says the format.
+        page: the page's folder.
+        copy_pictures: whether the page gets the pictures.
+        sidecars: text files beside the photos.
+    """
+
+    output: Path | None = None
+    page: Path | None = None
+    copy_pictures: bool = True
+    sidecars: Sidecars | None = None
+
+
+class CaptionWriter:
+    """Takes the captions of a run batch by batch, in order.
+
+    Args:
+        source: where the pictures are, for the page and for text files.
+        run: what makes this run the same as an earlier one: model, options, list of images.
+        resume: go on with that run's journal.
+        references: known captions to score against; None: no scores.
+
+    Raises:
+        InputError: something cannot be written, or the journal belongs to a different run.
+    """
+
+    def __init__(
+        self,
+        source: "Source",
+        destinations: Destinations,
+        *,
+        run: str,
+        resume: bool,
+        references: Callable[[], list[Reference]] | None,
+    ) -> None:
+        self.source, self.to, self.references = source, destinations, references
+        journal_path = None
+        if self.to.page:
+            journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
+        if self.to.output:
+            require_known_suffix(self.to.output)
+            require_writable_folder(self.to.output.parent, "results")
+            journal_path = self.to.output.with_name(self.to.output.name + ".journal")
+        self.page = VisWriter(self.to.page) if self.to.page else None
+        self.journal = Journal(journal_path, run, resume) if journal_path else None
+        self.num_done = self.journal.num_done if self.journal else 0
+        if self.num_done:
+            log.info("going on after %d of %d images", self.num_done, len(source))
+        self.to_score: list[CaptionRow] = list(self.journal.rows()) if self.journal and references else []
+
+    def __enter__(self) -> "CaptionWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.journal:
+            self.journal.close()
+
+    def add(
+        self, positions: Sequence[int], captions: Sequence[Caption], skipped: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Take the captions of a batch.
+
+        Args:
+            positions: of each captioned image within the run.
+            captions: of these images.
+            skipped: files that could not be read: name, reason.
+        """
+        for name, reason in skipped:
+            log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
+        rows = list(map(caption_row, captions))
+        if self.page and self.to.copy_pictures:
+            pictures = [self.source.picture(position) for position in positions]
+            names = self.page.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
+            for row, name in zip(rows, names, strict=True):
+                row["image"] = name
+        for position, row in zip(positions, rows, strict=True):
+            if self.to.sidecars:
+                photo = self.source.picture(position)
+                assert isinstance(photo, Path)
+                self.to.sidecars.write(photo, row["caption"])
+            print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
+        self.num_done += len(positions) + len(skipped)
+        if self.references:
+            self.to_score += rows
+        if self.journal:
+            self.journal.append(rows, self.num_done)
+
+    def finish(self, totals: "Totals") -> None:
+        """Write the result file and the page, and report loss and scores.
+
+        Raises:
+            InputError: not a single picture could be read.
+        """
+        if self.num_done and not totals.num_captioned and totals.num_skipped == self.num_done:
+            if self.journal:
+                self.journal.remove()  # there is nothing to go on from
+            raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
+        scores = self._score(self.references()) if self.references else {}
+        if self.journal:
+            if self.to.output:
+                write_results(self.to.output, self.journal.rows())
+                log.info("results: %s", self.to.output)
+            if self.page:
+                page = self.page.finish(self.journal.rows(), scores)
+                log.info("page: %s (to look at it: python -m http.server --directory %s)", page, page.parent)
+            self.journal.remove()
+        skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
+        log.info("%d images captioned%s", totals.num_captioned, skipped)
+        if totals.loss is not None:
+            log.info("loss: %.6f", totals.loss)
+        if scores:
+            log.info("%s", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+    def _score(self, references: list[Reference]) -> dict[str, float]:
+        """coco-caption's scores of what was captioned; images without known captions are left out."""
+        predictions = [Prediction(row["image_id"], row["file_name"], row["caption"], "") for row in self.to_score]
+        joined = join(predictions, references)
+        if joined.unmatched_predictions:
+            log.info("%d images have no known captions and are not scored", len(joined.unmatched_predictions))
+        scores = score([one.caption for one, _ in joined.pairs], [known.captions for _, known in joined.pairs])
+        for name, reason in scores.skipped.items():
+            log.warning("%s skipped because %s", name, reason)
+        return scores.corpus
