@@ -6,14 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from captioner.data.dataset import (
-    IMAGE_BYTES,
-    IMAGE_OFFSET,
-    Dataset,
-    encode_labels,
-    finish_h5,
-    write_dataset_json,
-)
+from captioner.data.dataset import IMAGE_BYTES, IMAGE_OFFSET, Dataset
+from captioner.data.dataset_writer import encode_labels, finish_h5, write_dataset_json
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 

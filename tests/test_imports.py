@@ -109,7 +109,7 @@ def test_every_command_is_listed_and_runs_as_an_argument_of_the_package():
 
 
 WITHOUT_TORCH = """
-    errors runtime.files runtime.signals data.vocabulary data.images data.listing data.records data.clean
+    errors runtime.files runtime.signals data.vocabulary data.images data.listing data.records data.captioned
     data.statistics metrics output.results output.page
 """.split()
 

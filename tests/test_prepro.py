@@ -196,6 +196,78 @@ def test_the_input_is_never_overwritten(raw: Path, capsys: pytest.CaptureFixture
     assert raw.read_bytes() == before
 
 
+def test_only_what_is_ours_is_replaced(raw: Path, capsys: pytest.CaptureFixture) -> None:
+    report = raw.parent / "report.json"
+    for path, more in (
+        (raw, ["--check", "1", "--output", str(raw)]),
+        (raw.parent / "photos" / "0.jpg", ["--output_h5", str(raw.parent / "photos" / "0.jpg")]),
+        (raw.parent / "notes.json", ["--output_json", str(raw.parent / "notes.json")]),
+        (report, ["--check", "1", "--output", str(report)]),
+        (raw.parent / "data.h5.partial", []),
+        (raw.parent / "data.h5.journal", []),
+    ):
+        if not path.exists():
+            path.write_text('{"dear": "diary"}')
+        before = path.read_bytes()
+        assert run(raw, *more) == 1
+        assert path.name in one_error_line(capsys)
+        assert path.read_bytes() == before
+        if path.parent == raw.parent and path != raw:
+            path.unlink()
+    for _ in range(2):  # the second time over our own
+        assert run(raw) == 0
+        assert run(raw, "--check", "1", "--output", str(report)) == 0
+
+
+def test_too_large_splits_fail_before_a_picture_is_read(
+    raw: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captioner.data.prepare.fill", None)
+    assert run(raw, "--num_val", "10") == 1
+    assert "--num_val 10 and --num_test 1 ask for 11 images, but there are 10" in one_error_line(capsys)
+    assert not list(raw.parent.glob("data*"))
+
+
+def test_check_without_a_readable_picture(raw: Path, capsys: pytest.CaptureFixture) -> None:
+    for path in (raw.parent / "photos").iterdir():
+        path.write_bytes(b"broken")
+    assert run(raw, "--check", "1", "--num_val", "0", "--num_test", "0") == 1
+    assert "none of its 10 pictures can be used" in one_error_line(capsys)
+
+
+def test_a_hint_where_unk_is_frequent(raw: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(raw, "--word_count_threshold", "9") == 0
+    assert "--word_count_threshold 3 it would be 0.0%, with" in capsys.readouterr().out
+
+
+def test_several_inputs_make_one_dataset(raw: Path, capsys: pytest.CaptureFixture) -> None:
+    """Names start from what the roots share; ids stay distinct; splits that there are, are kept."""
+    folder = raw.parent
+    more = make_photos(folder / "more", 3)
+    for entry, split in zip(more, ("train", "val", "test"), strict=True):
+        entry["split"] = split
+    (folder / "more.json").write_text(json.dumps(more))
+    argv = ["--input_json", str(raw), "--images_root", str(folder / "photos"), "--num_val", "2", "--num_test", "1"]
+    argv += ["--input_json", str(folder / "more.json"), "--images_root", str(folder / "more"), "--num_workers", "0"]
+    argv += ["--output_h5", str(folder / "data.h5"), "--output_json", str(folder / "data.json")]
+    assert prepro.main(argv) == 0
+    dataset = open_dataset(raw)
+    names = [entry["file_path"] for entry in dataset.info]
+    assert names == [f"photos/{index}.jpg" for index in range(10)] + [f"more/{index}.jpg" for index in range(3)]
+    assert [entry["source"] for entry in dataset.info] == ["raw"] * 10 + ["more"] * 3
+    assert [entry["split"] for entry in dataset.info[10:]] == ["train", "val", "test"]
+    assert [sum(entry["split"] == split for entry in dataset.info[:10]) for split in ("val", "test")] == [2, 1]
+    assert [entry.get("id") for entry in dataset.info] == [*range(100, 110), None, None, None]
+    for entry, pixels in zip(dataset.info, dataset.images, strict=True):
+        assert np.array_equal(pixels, read_image(folder / entry["file_path"]))
+    error = capsys.readouterr().err
+    assert "3 of 13 pictures have a split" in error and f"start from {folder}" in error
+    assert run(raw, "--input_json", str(raw)) == 1
+    assert "names one of them twice" in one_error_line(capsys)
+    assert prepro.main([*argv, "--images_root", "third"]) == 1
+    assert "3 --images_root for 2 --input_json" in one_error_line(capsys)
+
+
 def test_not_enough_room(raw: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1_500_000
@@ -349,10 +421,10 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["finish_h5", "write_dataset_json", "publish"])
 @pytest.mark.parametrize("after", [False, True])
 def test_stopped_while_finishing(raw: Path, monkeypatch: pytest.MonkeyPatch, moment: str, after: bool) -> None:
-    from captioner.data import dataset
+    from captioner.data import prepare
     from captioner.data.build import PartialPixels
 
-    owner = PartialPixels if moment == "publish" else dataset
+    owner = PartialPixels if moment == "publish" else prepare
     step = getattr(owner, moment)
 
     def stopped(*arguments: object, **named: object) -> None:

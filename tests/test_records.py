@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from hostile import encoded, photo
 
-from captioner.data.caption_file import Tokenised
-from captioner.data.clean import clean_records
 from captioner.data.json_stream import JsonError, JsonStream
 from captioner.data.records import Record, find_images_root, read_records
 from captioner.errors import InputError
@@ -222,22 +220,3 @@ def test_streamed_values_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(JsonError) as caught:
         list(JsonStream(io.StringIO("[1,\n2,\n}")).elements())
     assert caught.value.line == 3
-
-
-def test_cleaning_joins_and_drops() -> None:
-    records = [
-        Record("a", ["A dog.", "..."], id=1),
-        Record("b", ["?"], id=2),
-        Record("a", ["Two dogs!"], id=1),
-        Record("c", ["Three"], id=1),
-    ]
-    kept, captions, findings = clean_records(records, "ascii")
-    assert [(picture.file_path, picture.id) for picture in kept] == [("a", 1), ("c", None)]
-    assert [captions[1], captions[0]] == [["Three"], ["A dog.", "Two dogs!"]] and captions.num_captions == 3
-    words = Tokenised(captions, [0, 1], "ascii")
-    for _ in range(2):
-        assert list(words) == [[["a", "dog"], ["two", "dogs"]], [["three"]]]
-    assert findings.same_file_twice == ["a"] and findings.duplicate_ids == ["c"]
-    assert findings.empty_captions == ["a", "b"] and findings.without_captions == ["b"]
-    with pytest.raises(InputError, match="'train' and in 'test'"):
-        clean_records([Record("a", ["x"], split="train"), Record("a", ["x"], split="test")], "ascii")

@@ -29,6 +29,8 @@ from captioner.runtime.files import atomic_write, cannot_write
 log = logging.getLogger(__name__)
 
 _PARTIAL, _JOURNAL = ".partial", ".journal"
+_JOURNAL_START = b'{"pictures": '
+_H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SYNC_SECONDS = 2.0  # at most this much work is lost when the machine goes down
 
 
@@ -52,6 +54,9 @@ class PartialPixels:
         self.paths = paths
         self._unsynced: list[str | None] = []
         self._synced_at = time.monotonic()
+        for path, is_ours in ((self.pixels_path, _holds_pixels), (self.journal_path, _holds_journal)):
+            if path.exists() and not is_ours(path):
+                raise InputError(f"{path}: is there already, but not from caption-prepro", remedy="move it away")
         try:
             # Both stay open until close().
             mode = "r+b" if self.pixels_path.exists() else "w+b"
@@ -239,6 +244,23 @@ def _key(paths: Iterable[str]) -> str:
         # Absolute: the same command in another folder means other pictures. A name can hold what is no character.
         digest.update(os.path.abspath(path).encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
+
+
+def _holds_pixels(path: Path) -> bool:
+    """Whether a file is one that `PartialPixels` began: with room for the h5 structure, or with that structure."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(IMAGE_OFFSET)
+    return not head.strip(b"\0") or head.startswith(_H5_SIGNATURE)
+
+
+def _holds_journal(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(len(_JOURNAL_START))
+    return _JOURNAL_START.startswith(head)  # a shorter one was cut off
 
 
 def _write_all(stream: IO[bytes], data: memoryview) -> None:

@@ -30,7 +30,7 @@ class Pair:
     exact: bool
 
 
-class Fingerprints:
+class Thumbnails:
     """Keeps about 400 bytes per picture and finds the ones that look the same."""
 
     def __init__(self) -> None:
@@ -64,6 +64,8 @@ class Fingerprints:
 
     def _near(self, indices: np.ndarray) -> Iterator[tuple[int, int]]:
         """Pairs (earlier, later) of nearly equal pictures among `indices`."""
+        if not len(indices):
+            return
         thumbnails = np.stack([self._thumbnails[index] for index in indices])
         contrast = thumbnails.std(axis=1)
         indices, thumbnails = indices[contrast >= _MIN_CONTRAST], thumbnails[contrast >= _MIN_CONTRAST]

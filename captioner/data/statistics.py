@@ -9,6 +9,7 @@ from captioner.data.vocabulary import Vocab
 
 _THRESHOLDS = (0, 1, 2, 3, 5, 10, 20)
 _NUM_TOP_WORDS = 20
+_MUCH_UNK = 0.1
 
 
 def count_words(captions: Iterable[Sequence[Sequence[str]]]) -> Counter[str]:
@@ -33,9 +34,9 @@ def statistics(
         "words": total,
         "distinct_words": len(counts),
         "vocabulary": vocab.size,
-        "unk_share": _share(sum(count for word, count in counts.items() if word not in vocab), total),
+        "unk_share": _fraction(sum(count for word, count in counts.items() if word not in vocab), total),
         "unk_share_at_threshold": {
-            str(threshold): _share(sum(count for count in counts.values() if count <= threshold), total)
+            str(threshold): _fraction(sum(count for count in counts.values() if count <= threshold), total)
             for threshold in _THRESHOLDS
         },
         "vocabulary_at_threshold": {
@@ -76,5 +77,17 @@ def describe(statistics: Mapping[str, Any], max_length: int) -> str:
     return "\n".join(lines)
 
 
-def _share(part: int, total: int) -> float:
+def unk_hint(statistics: Mapping[str, Any], threshold: int) -> str:
+    """What to say where UNK stands for more than a tenth of all words; else nothing."""
+    shares = {int(at): share for at, share in statistics["unk_share_at_threshold"].items() if int(at) < threshold}
+    if statistics["unk_share"] <= _MUCH_UNK or not shares:
+        return ""
+    best = max((at for at, share in shares.items() if share <= _MUCH_UNK), default=0)
+    return (
+        f"hint        UNK stands for {statistics['unk_share']:.0%} of all words. With --word_count_threshold {best}"
+        f" it would be {shares[best]:.1%}, with {statistics['vocabulary_at_threshold'][str(best)]:,} words"
+    )
+
+
+def _fraction(part: int, total: int) -> float:
     return round(part / total, 6) if total else 0.0
