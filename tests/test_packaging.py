@@ -39,7 +39,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def _package_files() -> set[str]:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioner").rglob("*.py")}
-    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioner" / "assets").glob("*")}
+    folders = (ROOT / "captioner" / "assets", ROOT / "captioner" / "service" / "upload")
+    assets = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.glob("*")}
     return modules | assets
 
 

@@ -109,13 +109,13 @@ def read_file(path: str | Path) -> bytes:
     return data
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode the bytes of a picture file as uint8 RGB of shape (3, 256, 256).
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode the bytes of a picture file, of `max_pixels` at most, as uint8 RGB of shape (3, 256, 256).
 
     Raises:
         InputError: they cannot be decoded, with the reason.
     """
-    with _opened(data) as image:
+    with _opened(data, max_pixels) as image:
         return _decode(image, data)
 
 
@@ -196,7 +196,7 @@ def starts_like_image(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
+def _opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """The picture in `data`, not too large; whatever goes wrong with it in the block becomes an InputError."""
     _register_heif()
     with _decoder_errors():
@@ -205,15 +205,15 @@ def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
         except UnidentifiedImageError:
             raise InputError(_describe_unknown(data)) from None
         with image:
-            _require_sensible_size(image)
+            _require_sensible_size(image, max_pixels)
             yield image
 
 
-def _require_sensible_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _require_sensible_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
+    if image.width * image.height > max_pixels:
         raise InputError(
             f"{image.format or 'a picture'} of {image.width}×{image.height} pixels is too large",
-            expected=f"at most {MAX_PIXELS:,} pixels",
+            expected=f"at most {max_pixels:,} pixels",
         )
 
 

@@ -1,0 +1,98 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const N_BEST = 3;
+let token = ""; // in memory only: it is gone with the tab
+let withheld = []; // pictures that wait for it
+let queue = Promise.resolve();
+
+function percent(probability) {
+  return `${Math.round(100 * probability)} %`;
+}
+
+/** Show a picture at once; its caption follows. */
+function add(file) {
+  const card = $("result").content.cloneNode(true).querySelector("li");
+  const image = card.querySelector("img");
+  image.src = URL.createObjectURL(file);
+  for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
+  $("results").prepend(card);
+  // One after the other: a hundred dropped photos shall not fill the queue that others wait in, too.
+  queue = queue.then(() => caption(file, card));
+}
+
+async function caption(file, card) {
+  const headers = { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  let answer;
+  let body;
+  try {
+    answer = await fetch(`v1/captions?n_best=${N_BEST}`, { method: "POST", headers, body: file });
+    body = await answer.json();
+  } catch {
+    fail(card, "the server cannot be reached");
+    return;
+  }
+  if (answer.status === 401) {
+    withheld.push([file, card]);
+    $("access").hidden = false;
+    $("status").textContent = token ? "That token is not right." : "";
+  } else if (answer.status === 429) {
+    const seconds = Number(answer.headers.get("Retry-After")) || 1;
+    card.querySelector(".facts").textContent = `the server is busy; trying again in ${seconds} s`;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+    await caption(file, card);
+  } else if (answer.ok) {
+    show(card, body.results[0]);
+  } else {
+    fail(card, body.error);
+  }
+}
+
+function show(card, result) {
+  card.querySelector(".caption").textContent = result.caption || "(no caption)";
+  card.querySelector("img").alt = result.caption;
+  card.querySelector(".facts").textContent = `confidence ${percent(result.confidence)}`;
+  card.querySelector(".alternatives").replaceChildren(
+    ...(result.n_best ?? []).slice(1).map((other) => {
+      const item = document.createElement("li");
+      item.textContent = `${other.caption} (${percent(other.confidence)})`;
+      return item;
+    }),
+  );
+  card.classList.add("done");
+}
+
+function fail(card, reason) {
+  card.classList.add("failed");
+  card.querySelector(".caption").textContent = reason;
+}
+
+for (const id of ["files", "camera"]) {
+  $(id).addEventListener("change", (event) => {
+    for (const file of event.target.files) add(file);
+    event.target.value = ""; // the same file may be chosen again
+  });
+}
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  for (const file of event.dataTransfer.files) add(file);
+});
+document.addEventListener("paste", (event) => {
+  for (const file of event.clipboardData.files) add(file);
+});
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  $("status").textContent = "";
+  $("access").hidden = true;
+  const waiting = withheld;
+  withheld = [];
+  for (const [file, card] of waiting) queue = queue.then(() => caption(file, card));
+});
