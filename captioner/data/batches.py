@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from captioner.data.dataset import Dataset
+from captioner.data.image_like import ImageLike, read_image_like
 from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET
-from captioner.data.pictures import Picture, read_picture
 from captioner.errors import InputError
 
 Result = TypeVar("Result")
@@ -214,7 +214,7 @@ def shares(count: int, batch_size: int, rank: int, size: int, first: int = 0) ->
 
 
 def file_batches(
-    files: Sequence[tuple[Picture, dict[str, Any]]], positions: Iterable[Sequence[int]], num_workers: int
+    files: Sequence[tuple[ImageLike, dict[str, Any]]], positions: Iterable[Sequence[int]], num_workers: int
 ) -> Iterator[Batch]:
     """Batches of files or other pictures, decoded in worker threads (decoders leave Python's lock while they work).
 
@@ -228,7 +228,7 @@ def file_batches(
 
     def read(position: int) -> np.ndarray | str:
         try:
-            return read_picture(files[position][0])
+            return read_image_like(files[position][0])
         except InputError as error:
             return str(error)
 

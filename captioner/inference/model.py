@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 import torch
 
 from captioner.data.batches import Batch, shares
-from captioner.data.pictures import Picture, is_picture, list_pictures
+from captioner.data.image_like import ImageLike, as_list, is_image_like
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.caption import Caption, Likelihood
 from captioner.inference.likelihood import judge, likelihoods
 from captioner.inference.load import load_models, make_captioner
 from captioner.inference.run import Evaluated, captions_of, evaluate
-from captioner.inference.sources import Images, Pictures, open_folder
+from captioner.inference.sources import ImageList, Images, open_folder
 from captioner.model.checkpoint import Checkpoint
 from captioner.runtime.device import device_named
 from captioner.runtime.precision import Precision
@@ -92,7 +92,7 @@ class Model:
         precision: Precision = "auto",
         calibration: Images | None = None,
     ) -> None:
-        photos = Pictures([]) if calibration is None else calibration
+        photos = ImageList([]) if calibration is None else calibration
 
         def first_photos(count: int) -> Iterator[Batch]:
             return photos.batches(shares(min(count, len(photos)), 8, 0, 1), NUM_WORKERS)
@@ -113,7 +113,7 @@ class Model:
     @overload  # a str is one picture, though also an Iterable of str
     def caption(  # type: ignore[overload-overlap]
         self,
-        images: Picture,
+        images: ImageLike,
         *,
         on_error: Literal["raise"] = "raise",
         **options: "Unpack[CaptionKeywords]",
@@ -122,7 +122,7 @@ class Model:
     @overload
     def caption(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         on_error: Literal["raise"] = "raise",
         **options: "Unpack[CaptionKeywords]",
@@ -131,7 +131,7 @@ class Model:
     @overload
     def caption(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageLike | Iterable[ImageLike],
         *,
         on_error: Literal["raise", "return"],
         **options: "Unpack[CaptionKeywords]",
@@ -139,7 +139,7 @@ class Model:
 
     def caption(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageLike | Iterable[ImageLike],
         *,
         on_error: Literal["raise", "return"] = "raise",
         **options: "Unpack[CaptionKeywords]",
@@ -160,11 +160,11 @@ class Model:
         if on_error not in ("raise", "return"):
             raise InputError(f"on_error {on_error!r}", expected="'raise' or 'return'")
         found: list[Caption | InputError] = []
-        for caption in self._captions(Pictures(list_pictures(images)), **options):
+        for caption in self._captions(ImageList(as_list(images)), **options):
             if isinstance(caption, InputError) and on_error == "raise":
                 raise caption
             found.append(caption)
-        return found[0] if is_picture(images) else found
+        return found[0] if is_image_like(images) else found
 
     def caption_folder(
         self,
@@ -204,13 +204,13 @@ class Model:
 
     @overload
     def logprob(  # type: ignore[overload-overlap]
-        self, image: Picture, captions: str
+        self, image: ImageLike, captions: str
     ) -> float: ...
 
     @overload
-    def logprob(self, image: Picture, captions: Sequence[str]) -> list[float]: ...
+    def logprob(self, image: ImageLike, captions: Sequence[str]) -> list[float]: ...
 
-    def logprob(self, image: Picture, captions: str | Sequence[str]) -> float | list[float]:
+    def logprob(self, image: ImageLike, captions: str | Sequence[str]) -> float | list[float]:
         """Natural log of p(caption | image) of one caption or of several, over their words and END.
 
         A word that the model does not know counts as UNK; where the model has no UNK the caption has −inf.
@@ -219,7 +219,7 @@ class Model:
             InputError: the picture cannot be read.
         """
         one = isinstance(captions, str)
-        (batch,) = Pictures([image]).batches([range(1)], num_workers=0)
+        (batch,) = ImageList([image]).batches([range(1)], num_workers=0)
         if batch.skipped:
             raise InputError(batch.skipped[0][1])
         texts = [captions] if isinstance(captions, str) else captions
@@ -333,7 +333,7 @@ def load_model(
     model: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None" = None,
     device: "str | torch.device" = "auto",
     precision: Precision = "auto",
-    calibration: Sequence[Picture] = (),
+    calibration: Sequence[ImageLike] = (),
 ) -> Model:
     """Load a captioning model.
 
@@ -354,4 +354,4 @@ def load_model(
         paths = list(model)
         if not paths:
             raise InputError("load_model([]): no model is named", expected="a path, several, or None")
-    return Model(load_models([Path(path) for path in paths]), device_named(device), precision, Pictures(calibration))
+    return Model(load_models([Path(path) for path in paths]), device_named(device), precision, ImageList(calibration))

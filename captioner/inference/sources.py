@@ -10,8 +10,8 @@ import numpy as np
 
 from captioner.data.batches import Batch, dataset_batches, file_batches
 from captioner.data.dataset import Dataset
+from captioner.data.image_like import ImageLike, file_name_of
 from captioner.data.listing import list_images
-from captioner.data.pictures import Picture, file_name_of
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
 
@@ -42,10 +42,10 @@ class Source(Images, Protocol):
         ...
 
 
-class Pictures:
+class ImageList:
     """Pictures in any form, numbered from "1"; those in memory have no file name."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
+    def __init__(self, pictures: Sequence[ImageLike]) -> None:
         self.pictures = [
             (picture, {"id": str(number), "file_path": file_name_of(picture)})
             for number, picture in enumerate(pictures, start=1)

@@ -14,36 +14,36 @@ from captioner.errors import InputError
 
 # A file's name; a file's content; what Pillow has opened; or pixels, uint8 (height, width, 3) RGB, (height, width, 4)
 # RGBA or (height, width) grey.
-Picture: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
 # Pillow reads a file when its pixels are first asked for, which two threads must not do to one picture at a time.
 _reading = threading.Lock()
 
 
-def is_picture(value: object) -> TypeGuard[Picture]:
+def is_image_like(value: object) -> TypeGuard[ImageLike]:
     """Whether this is one picture, not several."""
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | Image.Image)
 
 
-def list_pictures(value: Picture | Iterable[Picture]) -> list[Picture]:
+def as_list(value: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """One picture or several as a list.
 
     Raises:
         InputError: it is neither.
     """
-    if is_picture(value):
+    if is_image_like(value):
         return [value]
     if isinstance(value, Iterable):
         return list(value)  # type: ignore[arg-type]  # bytes are Iterable, but one picture
     raise InputError(f"{type(value).__name__} is no picture", expected="a path, bytes, an array or a Pillow image")
 
 
-def file_name_of(picture: Picture) -> str:
+def file_name_of(picture: ImageLike) -> str:
     """The path as it was given; "" for what is in memory."""
     return str(Path(picture)) if isinstance(picture, str | os.PathLike) else ""
 
 
-def read_picture(picture: Picture) -> np.ndarray:
+def read_image_like(picture: ImageLike) -> np.ndarray:
     """Any picture as uint8 RGB of shape (3, 256, 256), C-contiguous.
 
     Raises:
