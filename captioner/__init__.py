@@ -15,16 +15,19 @@ from captioner.errors import InputError
 if TYPE_CHECKING:
     from captioner.inference.caption import Caption, Word
     from captioner.inference.model import Model, load_model
+    from captioner.metrics.scored import Scored, score
 
 __version__ = "0.1.0"
 
-__all__ = ["Caption", "InputError", "Model", "Word", "__version__", "load_model"]
+__all__ = ["Caption", "InputError", "Model", "Scored", "Word", "__version__", "load_model", "score"]
 
 _PLACES = {
     "Caption": "captioner.inference.caption",
     "Model": "captioner.inference.model",
+    "Scored": "captioner.metrics.scored",
     "Word": "captioner.inference.caption",
     "load_model": "captioner.inference.model",
+    "score": "captioner.metrics.scored",
 }
 
 

@@ -199,3 +199,51 @@ def test_the_bundled_model_captions_an_example_and_judges_as_it_searched():
     assert judged == pytest.approx([caption.logprob for caption in ranked], abs=1e-3)
     assert model.logprob(cat, best.text) == pytest.approx(judged[0], abs=1e-4)
     assert model.logprob(cat, "a red rocket") < judged[-1]
+
+
+REFERENCES = [["a red picture", "it is all red"], ["a green picture", "it is all green"], ["a blue picture"]]
+TEXTS = ["a red picture", "a picture", "it is all blue"]
+
+
+def test_scores_are_those_of_the_command(command, tmp_path):
+    files = [f"img{number}.png" for number in range(1, 4)]
+    rows = [{"file_name": file, "caption": text} for file, text in zip(files, TEXTS, strict=True)]
+    known = [{"file_path": file, "captions": captions} for file, captions in zip(files, REFERENCES, strict=True)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    (tmp_path / "r.json").write_text(json.dumps(known))
+    done = command(
+        "score", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json", "--metrics",
+        "Bleu,ROUGE_L,CIDEr", "--output", tmp_path / "s.json", "--per_caption", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "s.json").read_text())
+    captions = [captioner.Caption(text, -1.0, 0.5, (), (), file) for text, file in zip(TEXTS, files, strict=True)]
+    for predictions, references in (
+        (str(tmp_path / "p.json"), tmp_path / "r.json"),
+        (rows, known),
+        (captions, known),
+        (TEXTS, REFERENCES),
+    ):
+        scored = captioner.score(predictions, references)
+        assert scored.corpus == pytest.approx({name: written[name] for name in scored.corpus})
+        assert {name: list(interval) for name, interval in scored.intervals.items()} == written["intervals"]
+        assert [row["caption"] for row in scored.per_caption] == TEXTS
+        assert scored.diversity == written["diversity"]
+    assert {row["CIDEr"] for row in scored.per_caption} == {row["CIDEr"] for row in written["imgToEval"].values()}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        (TEXTS, [], "references: holds no captions"),
+        ([], REFERENCES, "no captions to score"),
+        ([5], REFERENCES, "prediction 1 is 5"),
+        (TEXTS, ["a red picture"], "reference 1 is 'a red picture'"),
+        ([{"caption": "a"}], REFERENCES, "prediction 1: has neither image_id nor file_name"),
+        ([{"image_id": 1, "caption": None}], REFERENCES, "prediction 1: caption"),
+        ([{"image_id": 9, "caption": "a"}], REFERENCES, "no prediction belongs to any reference"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(predictions, references, message):
+    with pytest.raises(captioner.InputError, match=message):
+        captioner.score(predictions, references)

@@ -16,6 +16,9 @@ assert_type(model.logprob("cat.jpg", ["a cat", "a dog"]), list[float])
 for word in model.caption("cat.jpg").words:
     assert_type(word.logprob, float)
 
+scored = captioner.score(model.caption(["cat.jpg"]), "references.json", metrics="all")
+assert_type(scored.corpus, dict[str, float])
+
 model.caption("cat.jpg", beamsize=3)  # type: ignore[call-overload]
 model.caption("cat.jpg", on_error="ignore")  # type: ignore[call-overload]
 captioner.load_model(precision="fp64")  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(opt: argparse.Namespace) -> None:
-    from captioner.metrics import Scores, report, score, tokenise_groups
-    from captioner.metrics.diversity import diversity
+    from captioner.metrics import report
     from captioner.metrics.pairing import join, read_predictions, read_references
-    from captioner.metrics.significance import bootstrap_intervals, compare
+    from captioner.metrics.scored import describe_scores, score_pairs
+    from captioner.metrics.significance import compare
 
     metrics = _metrics(opt.metrics)
     references = read_references(opt.references)
@@ -95,32 +94,24 @@ def _score(opt: argparse.Namespace) -> None:
     for line in report.unmatched_lines(joined, opt.predictions, opt.references):
         log.warning("%s", line)
 
-    def measure(pairs: "Sequence[Pair]") -> Scores:
-        return score(
-            [prediction.caption for prediction, _ in pairs],
-            [reference.captions for _, reference in pairs],
-            metrics=metrics,
-            tokenizer=opt.tokenizer,
-            df_references=df_references,
-        )
-
-    scores = measure(pairs)
-    intervals = bootstrap_intervals(scores.measures, num_samples=opt.bootstrap, seed=opt.seed)
-    known = chain.from_iterable(tokenise_groups(training, opt.tokenizer)) if training else None
-    figures = diversity(scores.tokenised, known)
+    measured = {"metrics": metrics, "tokenizer": opt.tokenizer, "df_references": df_references}
+    scores = score_pairs(pairs, **measured)
+    scored = describe_scores(
+        scores, pairs, joined, tokenizer=opt.tokenizer, bootstrap=opt.bootstrap, seed=opt.seed, training=training
+    )
     print(f"{len(pairs):,} images, joined by {joined.by}; tokenizer {opt.tokenizer}")
-    print("\n".join(report.score_lines(scores, intervals)))
-    print(report.diversity_line(figures))
-    written = report.as_json(joined, scores, intervals, figures)
+    print("\n".join(report.score_lines(scores, scored.intervals)))
+    print(report.diversity_line(scored.diversity))
+    written = scored.as_json()
     written["options"] = {name: getattr(opt, name) for name in ("tokenizer", "bootstrap", "seed", "df")}
     if opt.compare:
-        other = measure(others)
+        other = score_pairs(others, **measured)
         comparisons = compare(scores.measures, other.measures, num_samples=opt.bootstrap, seed=opt.seed)
         print(f"compared with {opt.compare}")
         print("\n".join(report.comparison_lines(other, comparisons)))
         written["compare"] = {"predictions": opt.compare, **report.comparison_as_json(other, comparisons)}
     if opt.per_caption and scores.measures:
-        rows = report.per_caption_rows(pairs, scores)
+        rows = scored.per_caption
         if opt.output:
             written["imgToEval"] = report.by_image(rows)
         else:

@@ -133,9 +133,9 @@ def _records(path: Path) -> Iterator[Record]:
             caption = caption_of(entry.fields.get("caption"), f"{entry.source}: caption")
             captions.setdefault(_required_id(entry, "image_id"), []).append(caption)
         elif entry.kind in lists:
-            lists[entry.kind].append(_record(entry))
+            lists[entry.kind].append(record_of(entry))
         else:
-            yield _record(entry)
+            yield record_of(entry)
     stray = next((image_id for image_id in captions if image_id not in names), None)
     if stray is not None:
         raise InputError(f"{path}: annotations name the image_id {stray!r}, which no entry of images has")
@@ -144,8 +144,12 @@ def _records(path: Path) -> Iterator[Record]:
     yield from _group(_named_labels(path, lists["label"]))
 
 
-def _record(entry: Entry) -> Record:
-    """An entry of the original's form, or with an image and one caption."""
+def record_of(entry: Entry) -> Record:
+    """An entry of the original's form, or with an image and one caption; one of the two, name or id, will do.
+
+    Raises:
+        InputError: naming the field at fault.
+    """
     fields, source = entry.fields, entry.source
     key = next((key for key in CAPTION_KEYS if key in fields), None)
     file_path, image_id = text_of(fields, NAME_KEYS, source), id_of(fields, ID_KEYS, source)

@@ -7,12 +7,12 @@ References   [{"image_id" | "id" | "file_path": .., "captions": [".."]}, ..] or 
              Karpathy, tables, Flickr's .token, folders with text files).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from captioner.data.entries import ID_KEYS, Entry, caption_of, id_of, read_entries, text_of, whole
-from captioner.data.records import known_captions
+from captioner.data.records import Record, known_captions
 from captioner.errors import InputError
 
 _PREDICTION_NAME_KEYS = ("file_name", "file_path", "filename")  # not "image": the page's own copy of the picture
@@ -79,13 +79,18 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         InputError: naming the file, the first entry at fault and what it should be.
     """
     path = Path(path)
-    predictions = [_prediction(entry) for entry in read_entries(path)]
+    predictions = [prediction_of(entry) for entry in read_entries(path)]
     if not predictions:
         raise InputError(f"{path}: holds no captions")
     return predictions
 
 
-def _prediction(entry: Entry) -> Prediction:
+def prediction_of(entry: Entry) -> Prediction:
+    """An entry as a prediction.
+
+    Raises:
+        InputError: naming the field at fault.
+    """
     fields, source = entry.fields, entry.source
     image_id, name = id_of(fields, ID_KEYS, source), text_of(fields, _PREDICTION_NAME_KEYS, source)
     if image_id is None and not name:
@@ -100,16 +105,24 @@ def read_references(path: str | Path) -> list[Reference]:
     Raises:
         InputError: naming the file, the first entry at fault and what it should be.
     """
-    path = Path(path)
+    return references_of(known_captions(Path(path)), str(path))
+
+
+def references_of(records: Iterable[Record], source: str) -> list[Reference]:
+    """Records as references; `source` says where they come from.
+
+    Raises:
+        InputError: none of them has a caption.
+    """
     merged: dict[tuple[int | str | None, str | None], Reference] = {}
-    for record in known_captions(path):
+    for record in records:
         reference = Reference(record.id, whole(record.file_path) or None, record.captions)
         known = merged.setdefault((reference.image_id, reference.name), reference)
         if known is not reference:
             known.captions.extend(reference.captions)
     references = [reference for reference in merged.values() if reference.captions]
     if not references:
-        raise InputError(f"{path}: holds no captions")
+        raise InputError(f"{source}: holds no captions")
     return references
 
 
