@@ -5,6 +5,7 @@ import sys
 
 # The command, and what it is for.
 COMMANDS = {
+    "download": "fetch pictures by lists of addresses",
     "prepro": "pictures and captions to a dataset",
     "train": "train a captioning model on a dataset",
     "eval": "caption a folder of photos or a split of a dataset",

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--annotations", nargs="+", default=[], help="COCO's captions_*.json files")
     p.add_argument("--splits", default="", help="Karpathy's dataset_coco.json; alone, its captions are used as well")
     p.add_argument("--output", default="coco_raw.json", help="input for caption-prepro")
-    p.add_argument("--urls", default="", help="also write this list for coco/download.py")
+    p.add_argument("--urls", default="", help="also write this list for caption-download")
     return p
 
 
@@ -56,7 +56,7 @@ def prepare(opt: argparse.Namespace) -> None:
     captions = sum(len(record.captions) for record in records)
     print(f"wrote {opt.output}: {len(records):,} images, {captions:,} captions")
     if opt.urls:
-        print(f"wrote {opt.urls}; to fetch the pictures: python coco/download.py {opt.urls} --folder images")
+        print(f"wrote {opt.urls}; to fetch the pictures: caption-download {opt.urls} --folder images")
 
 
 def read_annotations(path: str | Path) -> list[Record]:

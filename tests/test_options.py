@@ -11,7 +11,7 @@ from captioner import __version__
 from captioner.cli.options import Parser, Range, flag, run
 from captioner.errors import InputError
 
-COMMANDS = ("prepro", "train", "eval", "convert", "score", "sweep")
+COMMANDS = ("download", "prepro", "train", "eval", "convert", "score", "sweep")
 
 # Read off prepro.py, train.lua and eval.lua of neuraltalk2; None: required.
 ORIGINAL = {

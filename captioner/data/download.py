@@ -1,14 +1,10 @@
-"""Download a list of pictures: many connections, resumed, retried, checked.
+"""Download lists of pictures: many connections, resumed, retried, checked.
 
-    python coco/download.py urls.tsv --folder images
-
-A line of the list is a URL, or URL<tab>path, or URL<tab>path<tab>checksum ("sha256:..", "md5:.."). A file is there
+A line of a list is a URL, or URL<tab>path, or URL<tab>path<tab>checksum ("sha256:..", "md5:.."). A file is there
 under its name only when it is complete and, if it is called like a picture, can be decoded as one; until then it is
-NAME.part. Run the same command again to continue. What failed is listed in FOLDER/failed.tsv, with the reason, in
-the form of the list itself.
+NAME.part. What failed is listed in FOLDER/failed.tsv, with the reason, in the form of the list itself.
 """
 
-import argparse
 import concurrent.futures
 import email.utils
 import hashlib
@@ -17,24 +13,23 @@ import json
 import logging
 import random
 import re
-import sys
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from captioner.cli.options import Parser, non_negative, positive, run
 from captioner.data.images import read_image, usual_formats
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, require_writable_folder
 
-log = logging.getLogger("download")
+log = logging.getLogger(__name__)
 
 _CHUNK = 2**16
 _MIN_BYTES_PER_SECOND = 1024  # slower than this on average is as good as dead
@@ -71,49 +66,114 @@ class Limits:
     max_bytes: int = 2**29
 
 
-def build_parser() -> argparse.ArgumentParser:
-    p = Parser(prog="coco/download.py", description="Download a list of pictures.")
-    p.add_argument("list", help="text file: URL, or URL<tab>path, or URL<tab>path<tab>checksum per line")
-    p.add_argument("--folder", default="images", help="where the files go")
-    p.add_argument("--connections", default=16, type=positive, help="downloads at a time")
-    p.add_argument("--retries", default=Limits.retries, type=non_negative, help="further attempts per file")
-    p.add_argument("--timeout", default=int(Limits.timeout), type=positive, help="seconds of silence to wait")
-    p.add_argument("--max_mb", default=Limits.max_bytes // 2**20, type=positive, help="largest file, in MiB")
-    return p
+_USUAL = Limits()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    opt = build_parser().parse_args(argv)
-    limits = Limits(retries=opt.retries, timeout=opt.timeout, max_bytes=opt.max_mb * 2**20)
-    return run("coco/download.py", lambda: download_list(Path(opt.list), Path(opt.folder), opt.connections, limits))
+def download_lists(
+    lists: Sequence[Path],
+    folder: Path,
+    *,
+    connections: int = 16,
+    limits: Limits = _USUAL,
+    per_folder: int | None = None,
+    only: Sequence[str] = (),
+    numbered: bool = False,
+) -> int:
+    """Fetch all files of some lists; those that are there already are left out.
 
+    Args:
+        lists: text files. Of several, the pictures without a path of their own go into a folder named as their list.
+        folder: where the files go.
+        connections: downloads at a time.
+        per_folder: files wanted in each folder; addresses that fail are replaced by later ones. None: all of them.
+        only: the folders to fetch; empty: all of them.
+        numbered: name files 000001.jpg and so on in each folder, not by their addresses, where a list names none.
 
-def download_list(path: Path, folder: Path, connections: int, limits: Limits) -> None:
-    """Fetch all files of a list.
+    Returns:
+        How many files of the lists are there now.
 
     Raises:
-        InputError: the list or the folder is at fault, or some files could not be fetched.
+        InputError: a list or the folder is at fault, or files are missing.
     """
-    items = read_list(path)
+    items = read_lists(lists, numbered)
+    folders = {_folder_of(item) for item in items}
+    unknown = sorted(set(only) - folders)
+    if unknown:
+        raise InputError(f"--only {unknown[0]}: no such folder in the lists", expected=_some(sorted(folders)))
+    items = [item for item in items if not only or _folder_of(item) in only]
     require_writable_folder(folder, "the files")
-    failed = download(items, folder, connections, limits)
     report = folder / "failed.tsv"
-    if not failed:
+    if report.exists() and not report.read_bytes().startswith(b"# "):
+        raise InputError(f"{report}: is there already, but not from caption-download", remedy="move it away")
+    failed = _fetch_enough(items, folder, connections, limits, per_folder)
+    there = Counter(_folder_of(item) for item in items if (folder / item.path).exists())
+    if failed:
+        with atomic_write(report, "w", encoding="utf-8") as stream:
+            for item, reason in failed:
+                stream.write(f"# {reason}\n" + "\t".join(filter(None, (item.url, item.path, item.checksum))) + "\n")
+    else:
         report.unlink(missing_ok=True)
-        print(f"all {len(items):,} files are in {folder}")
-        return
-    with atomic_write(report, "w", encoding="utf-8") as stream:
-        for item, reason in failed:
-            stream.write(f"# {reason}\n" + "\t".join(filter(None, (item.url, item.path, item.checksum))) + "\n")
-    first, reason = failed[0]
-    raise InputError(
-        f"{len(failed):,} of {len(items):,} files could not be fetched, the first is {first.url} ({reason})",
-        remedy=f"see {report}, and run the same command again",
-    )
+    wanted = Counter(_folder_of(item) for item in items)
+    short = [name for name, count in wanted.items() if there[name] < min(count, per_folder or count)]
+    if short:
+        first, reason = next(one for one in failed if _folder_of(one[0]) in short)
+        raise InputError(
+            f"{len(failed):,} of {len(items):,} files could not be fetched, the first is {first.url} ({reason})",
+            remedy=f"see {report}, and run the same command again",
+        )
+    return there.total()
 
 
-def read_list(path: Path) -> list[Item]:
+def _folder_of(item: Item) -> str:
+    return PurePosixPath(item.path).parent.as_posix()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
+
+
+def _fetch_enough(
+    items: Sequence[Item], folder: Path, connections: int, limits: Limits, per_folder: int | None
+) -> list[tuple[Item, str]]:
+    """In rounds: each replaces what failed in the one before."""
+    failed: list[tuple[Item, str]] = []
+    if per_folder is None:
+        return download(items, folder, connections, limits)
+    waiting: dict[str, deque[Item]] = {}
+    missing: dict[str, int] = {}
+    for item in items:
+        name = _folder_of(item)
+        missing.setdefault(name, per_folder)
+        if (folder / item.path).exists():
+            missing[name] -= 1
+        else:
+            waiting.setdefault(name, deque()).append(item)
+    while True:
+        batch = [
+            queue.popleft() for name, queue in waiting.items() for _ in range(max(0, min(missing[name], len(queue))))
+        ]
+        if not batch:
+            return failed
+        lost = download(batch, folder, connections, limits)
+        for name in waiting:
+            asked = sum(_folder_of(item) == name for item in batch)
+            missing[name] -= asked - sum(_folder_of(item) == name for item, _ in lost)
+        failed += lost
+
+
+def read_lists(paths: Sequence[Path], numbered: bool = False) -> list[Item]:
+    """The items of all lists, each with a path of its own."""
+    taken: dict[str, Item] = {}
+    return [item for path in paths for item in read_list(path, taken, path.stem if len(paths) > 1 else "", numbered)]
+
+
+def read_list(path: Path, taken: dict[str, Item] | None = None, into: str = "", numbered: bool = False) -> list[Item]:
     """The items of a list; empty lines and lines that begin with # don't count.
+
+    Args:
+        taken: paths that other lists have, in lower case; this list's are added.
+        into: the folder of items without a path.
+        numbered: number those items instead of naming them by their addresses.
 
     Raises:
         InputError: naming the line at fault.
@@ -125,14 +185,19 @@ def read_list(path: Path) -> list[Item]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text", expected="one URL per line") from None
     items: list[Item] = []
-    taken: dict[str, Item] = {}
+    taken = {} if taken is None else taken
+    named: set[str] = set()  # addresses without a path
     for number, line in enumerate(lines, start=1):
         fields = line.strip().split("\t")
         if not fields[0] or fields[0].startswith("#"):
             continue
         item = _parse_item(fields, f"{path}: line {number}")
         if len(fields) == 1:
-            item = Item(item.url, _free_name(item, taken))
+            if item.url in named:
+                continue
+            named.add(item.url)
+            name = f"{len(named):06}{PurePosixPath(item.path).suffix or '.jpg'}" if numbered else item.path
+            item = Item(item.url, _free_name(PurePosixPath(into, name), item.url, taken))
         other = taken.setdefault(item.path.lower(), item)  # lower: some file systems don't tell A from a
         if other is not item and other != item:
             raise InputError(f"{path}: line {number}: {item.path} is the path of another line too")
@@ -166,14 +231,13 @@ def _parse_item(fields: list[str], source: str) -> Item:
     return Item(url, str(pure), checksum)
 
 
-def _free_name(item: Item, taken: dict[str, Item]) -> str:
-    """The last part of the URL; numbered if another URL of the list ends alike."""
-    pure = PurePosixPath(item.path)
-    name, number = pure.name, 1
-    while name.lower() in taken and taken[name.lower()].url != item.url:
+def _free_name(path: PurePosixPath, url: str, taken: dict[str, Item]) -> str:
+    """The path; numbered if another URL ends alike."""
+    free, number = path, 1
+    while free.as_posix().lower() in taken and taken[free.as_posix().lower()].url != url:
         number += 1
-        name = f"{pure.stem}_{number}{pure.suffix}"
-    return name
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free.as_posix()
 
 
 def download(items: Sequence[Item], folder: Path, connections: int, limits: Limits) -> list[tuple[Item, str]]:
@@ -226,6 +290,8 @@ def fetch(item: Item, target: Path, limits: Limits) -> None:
     note = target.with_name(target.name + ".part.json")  # which version of the file the part is of
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if part.exists() and not note.exists():
+            raise Failure(f"{part} is there already, but not from here", again=False)
         start, validator = _left_over(part, note)
         request = urllib.request.Request(item.url, headers={"User-Agent": "captioner-download"})
         if start:
@@ -332,7 +398,3 @@ def _retry_after(value: str) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
