@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_rows import ABOUT, EXAMPLES, described
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
+
+from captioner.output.page import VisWriter
+
+TESTS = Path(__file__).parent
 
 
 class Browser:
@@ -54,6 +59,16 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
+    def barriers(self) -> list[str]:
+        """What axe-core (WCAG 2.2 A and AA, and good practice) finds on the page as it is now."""
+        self.driver.execute_script((TESTS / "data" / "axe" / "axe.min.js").read_text(encoding="utf-8"))
+        found = self.driver.execute_async_script(
+            "const done = arguments[0];"
+            "axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] })"
+            ".then((results) => done(results.violations), (error) => done([{ id: String(error), nodes: [] }]))"
+        )
+        return [f"{one['id']}: {[node['html'][:150] for node in one['nodes'][:3]]}" for one in found]
+
     def complaints(self) -> list[str]:
         """What the page left on the browser's console: errors, and what its content policy stopped."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
@@ -78,6 +93,20 @@ def chromium() -> Iterator[Browser]:
 def browser(chromium: Browser) -> Browser:
     chromium.look()
     return chromium
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos as caption-eval leaves them: with words, alternatives and scores."""
+    writer = VisWriter(tmp_path / "vis")
+    captions = [("a cat sits", 0.9, 0.5, 0.8), ("a red cup", 0.9, 0.03, 0.1), ("two dogs play", 0.99, 0.99, 0.99)]
+    rows = []
+    for number, (photo, caption) in enumerate(zip(EXAMPLES[2:5], captions, strict=True), start=1):
+        best, other = described(*caption), described("something else", 0.2, 0.2)
+        (added,) = writer.add_pictures([(number, photo)])
+        rows.append({"image_id": number, **best, "file_name": f"{number}.jpg", **added, "n_best": [best, other]})
+    writer.finish(rows, {"Bleu_1": 0.61, "CIDEr": 0.5}, ABOUT)
+    return writer.folder
 
 
 class Server(http.server.ThreadingHTTPServer):

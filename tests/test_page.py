@@ -1,50 +1,19 @@
 """The page of captions in a real browser: Chromium looks at folders that VisWriter, or the original, wrote."""
 
 import json
-import math
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from page_rows import EXAMPLES, write_page
 from selenium.webdriver.common.keys import Keys
 
-from captioner.output.page import VisWriter, page_files
+from captioner.output.page import VisWriter
 
 pytest_plugins = ["page_browser"]
 pytestmark = pytest.mark.browser
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 PER_PAGE = 100
-
-
-def _described(caption: str, *probabilities: float) -> dict[str, Any]:
-    words = [{"word": word, "logprob": math.log(p)} for word, p in zip(caption.split(), probabilities, strict=True)]
-    logprob = sum(word["logprob"] for word in words)
-    return {"caption": caption, "logprob": logprob, "confidence": math.exp(logprob / len(words)), "words": words}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three photos as caption-eval leaves them: with words, alternatives and scores."""
-    writer = VisWriter(tmp_path / "vis")
-    captions = [("a cat sits", 0.9, 0.5, 0.8), ("a red cup", 0.9, 0.03, 0.1), ("two dogs play", 0.99, 0.99, 0.99)]
-    rows = []
-    for number, (photo, described) in enumerate(zip(EXAMPLES[2:5], captions, strict=True), start=1):
-        best, other = _described(*described), _described("something else", 0.2, 0.2)
-        (image,) = writer.add_pictures([(number, photo)])
-        rows.append({"image_id": number, **best, "file_name": f"{number}.jpg", "image": image, "n_best": [best, other]})
-    writer.finish(rows, {"Bleu_1": 0.61, "CIDEr": 0.5})
-    return writer.folder
-
-
-def _write_page(folder: Path, content: str) -> Path:
-    """The page beside a vis.json that is not from us."""
-    for source in page_files():
-        shutil.copy(source, folder)
-    (folder / "vis.json").write_text(content, encoding="utf-8")
-    return folder
 
 
 def test_pictures_stand_with_captions_and_file_names(browser, serve, folder):
@@ -53,12 +22,16 @@ def test_pictures_stand_with_captions_and_file_names(browser, serve, folder):
     assert browser.texts(".card .caption") == ["a cat sits", "a red cup", "two dogs play"]
     assert browser.texts(".card .name") == ["1.jpg", "2.jpg", "3.jpg"]
     browser.wait(lambda: browser.run("return [...document.images].every((i) => i.complete && i.naturalWidth > 100)"))
-    assert browser.one("#count").text == "3 images"
+    assert browser.one("#count").text == "3 pictures"
+    assert browser.one("#title").text == "holiday"
+    assert browser.one("#about").text == "captioner-flickr8k · Mar 1, 2026"
+    assert not browser.one("#site").is_displayed()  # there is no training to look at
+    assert [image.get_attribute("alt") for image in browser.all(".card img")] == browser.texts(".card .caption")
     assert browser.complaints() == []
 
 
 def test_folders_of_the_original_show_too(browser, serve, tmp_path):
-    _write_page(tmp_path, '[{"image_id": "184613", "caption": "a man riding a wave"}, {"caption":"b","image_id":7}]')
+    write_page(tmp_path, '[{"image_id": "184613", "caption": "a man riding a wave"}, {"caption":"b","image_id":7}]')
     (tmp_path / "imgs").mkdir()
     for name in ("img184613.jpg", "img7.jpg"):
         shutil.copy(EXAMPLES[0], tmp_path / "imgs" / name)
@@ -81,7 +54,7 @@ def test_captions_and_names_are_text_and_never_markup(browser, serve, tmp_path):
     }
     addresses = ["javascript:window.hacked=1", "https://example.org/x.jpg", "//example.org/x.jpg", "imgs/a#b?c.jpg"]
     rows = [{"image_id": attack, "image": address, **row} for address in addresses]
-    _write_page(tmp_path, json.dumps(rows))
+    write_page(tmp_path, json.dumps(rows))
     (tmp_path / "imgs").mkdir()
     shutil.copy(EXAMPLES[0], tmp_path / "imgs" / "a#b?c.jpg")
     server = serve(tmp_path)
@@ -90,7 +63,7 @@ def test_captions_and_names_are_text_and_never_markup(browser, serve, tmp_path):
     browser.one(".open").click()
     assert browser.texts(".card .caption") == [attack] * len(rows)
     assert set(browser.texts(".card .name")) == {f"'{attack}.jpg"}
-    assert browser.one("#detail-caption").text == attack
+    assert browser.one("#large-caption").text == attack
     browser.wait(lambda: browser.run("return [...document.images].map((i) => i.naturalWidth > 100)") == [True])
     assert browser.run("return window.hacked") is None
     assert not browser.all("#grid script")
@@ -99,10 +72,10 @@ def test_captions_and_names_are_text_and_never_markup(browser, serve, tmp_path):
 
 def test_many_images_come_page_by_page_and_pictures_as_they_scroll_in(browser, serve, tmp_path):
     writer = VisWriter(tmp_path)
-    images = writer.add_pictures([(i, np.zeros((3, 30, 40), np.uint8)) for i in range(250)])
+    added = writer.add_pictures([(i, np.zeros((3, 30, 40), np.uint8)) for i in range(250)])
     rows = [
-        {"image_id": i, "caption": f"caption {i}", "file_name": f"{i}.jpg", "image": image}
-        for i, image in enumerate(images)
+        {"image_id": i, "caption": f"caption {i}", "file_name": f"{i}.jpg", **picture}
+        for i, picture in enumerate(added)
     ]
     writer.finish(rows)
     server = serve(tmp_path)
@@ -111,14 +84,14 @@ def test_many_images_come_page_by_page_and_pictures_as_they_scroll_in(browser, s
     browser.wait(lambda: len(browser.all(".card")) == PER_PAGE)
     browser.wait(lambda: browser.run("return document.images[0].complete"))
     assert 0 < sum("imgs/" in path for path in server.requests) < PER_PAGE
-    assert browser.one("#count").text == "250 images, 1 to 100 on this page"
+    assert browser.one("#count").text == "250 pictures, 1 to 100 on this page"
 
-    browser.one("#next").click()
+    browser.one(".pager .next").click()
     assert browser.texts(".card .caption")[0] == "caption 100"
-    browser.one("#page").send_keys(Keys.CONTROL, "a")
-    browser.one("#page").send_keys("3", Keys.ENTER)
+    browser.one(".pager .page").send_keys(Keys.CONTROL, "a")
+    browser.one(".pager .page").send_keys("3", Keys.ENTER)
     assert browser.texts(".card .caption") == [f"caption {i}" for i in range(200, 250)]
-    assert not browser.one("#next").is_enabled()
+    assert not browser.one(".pager .next").is_enabled()
     assert browser.driver.current_url.endswith("#page=3")
 
     browser.open(server.address + "#page=2&search=caption+1")
@@ -139,10 +112,12 @@ def test_search_and_order(browser, serve, folder):
         assert browser.texts(".card .name") == expected
     browser.one("#search").send_keys("CAT a")
     assert browser.texts(".card .caption") == ["a cat sits"]
-    assert browser.one("#count").text == "1 of 3 images match"
+    assert browser.one("#count").text == "1 of 3 pictures match"
     browser.one("#search").send_keys(" zebra")
     assert browser.texts(".card .caption") == []
-    assert browser.one("#count").text == "0 of 3 images match"
+    assert browser.one("#count").text == "0 of 3 pictures match"
+    browser.one("#clear").click()
+    assert len(browser.all(".card")) == 3
 
 
 def test_scores_of_caption_score_show_with_their_intervals(browser, serve, folder, command):
@@ -174,29 +149,6 @@ def test_unsure_words_are_shaded_and_scores_shown(browser, serve, folder):
     assert browser.all(".word")[0].get_attribute("title") == "probability 90 %"
 
 
-def test_a_picture_opens_and_closes_from_the_keyboard(browser, serve, folder):
-    browser.open(serve(folder).address)
-    browser.wait(lambda: browser.all(".card"))
-    for _ in range(12):
-        browser.press(Keys.TAB)
-        if browser.run("return document.activeElement.className") == "open":
-            break
-    browser.press(Keys.ENTER)
-    browser.wait(lambda: browser.one("#detail").is_displayed())
-    assert browser.one("#detail-caption").text == "a cat sits"
-    assert browser.texts("#detail-alternatives li") == ["something else 20 %"]
-    assert browser.texts("#detail-words tr") == ["a90 %", "cat50 %", "sits80 %"]
-    browser.press(Keys.ARROW_RIGHT)
-    browser.press(Keys.ARROW_RIGHT)
-    browser.press(Keys.ARROW_RIGHT)  # there is no fourth
-    assert browser.one("#detail-caption").text == "two dogs play"
-    browser.press(Keys.ARROW_LEFT)
-    assert browser.one("#detail-caption").text == "a red cup"
-    browser.press(Keys.ESCAPE)
-    browser.wait(lambda: not browser.one("#detail").is_displayed())
-    assert browser.run("return document.activeElement.className") == "open"
-
-
 def test_rows_with_holes_are_shown_as_far_as_they_go(browser, serve, tmp_path):
     rows = [
         {"image_id": 1, "caption": "", "image": ""},
@@ -218,7 +170,7 @@ def test_rows_with_holes_are_shown_as_far_as_they_go(browser, serve, tmp_path):
         None,
         {},
     ]
-    browser.open(serve(_write_page(tmp_path, json.dumps(rows))).address)
+    browser.open(serve(write_page(tmp_path, json.dumps(rows))).address)
     browser.wait(
         lambda: (
             browser.texts(".no-picture")
@@ -231,7 +183,6 @@ def test_rows_with_holes_are_shown_as_far_as_they_go(browser, serve, tmp_path):
         "gone",
         "empty caption",
     ]
-    assert browser.texts(".card .alternatives li") == ["a ", "b "]
 
 
 @pytest.mark.parametrize(
@@ -243,20 +194,66 @@ def test_rows_with_holes_are_shown_as_far_as_they_go(browser, serve, tmp_path):
     ],
 )
 def test_a_missing_or_wrong_vis_json_is_explained(browser, serve, tmp_path, content, said):
-    _write_page(tmp_path, content or "")
+    write_page(tmp_path, content or "")
     if content is None:
         (tmp_path / "vis.json").unlink()
     browser.open(serve(tmp_path).address)
     browser.wait(lambda: said in browser.one("#notice").text)
 
 
-def test_opened_as_a_file_the_page_says_what_to_do_and_takes_a_chosen_file(browser, folder):
+def test_the_page_opens_by_double_click(browser, folder):
     browser.open((folder / "index.html").as_uri())
-    assert "python -m http.server" in browser.one("#notice").text
-    browser.one("#notice input").send_keys(str(folder / "vis.json"))
     browser.wait(lambda: browser.run("return [...document.images].filter((i) => i.naturalWidth > 100).length") == 3)
+    assert browser.one("#title").text == "holiday"
+    assert browser.texts("#scores th") == ["Bleu_1", "CIDEr"]
     assert not browser.one("#notice").is_displayed()
     assert browser.complaints() == []
+
+
+def test_a_folder_of_the_original_opened_by_double_click_takes_a_chosen_file(browser, tmp_path):
+    write_page(tmp_path, '[{"image_id": "1", "caption": "a man riding a wave"}]')
+    browser.open((tmp_path / "index.html").as_uri())
+    browser.wait(lambda: "python -m http.server" in browser.one("#notice").text)
+    browser.one("#notice input").send_keys(str(tmp_path / "vis.json"))
+    browser.wait(lambda: browser.texts(".card .caption") == ["a man riding a wave"])
+
+
+def test_a_result_without_pictures_says_why(browser, serve, tmp_path):
+    VisWriter(tmp_path).finish(
+        [{"image_id": 1, "caption": "a cat", "file_name": "1.jpg", "words": [], "logprob": -1.0}]
+    )
+    browser.open(serve(tmp_path).address)
+    browser.wait(lambda: browser.texts(".card .caption") == ["a cat"])
+    assert "--dump_images 0" in browser.one("#notice").text
+
+
+def test_filters_find_what_they_are_called(browser, serve, tmp_path):
+    captions = ["a cat", "a UNK", "", "a cat", "a dog"]
+    rows = [
+        {"image_id": i, "caption": caption, "abstained": not caption, "confidence": 0.1 * (i + 1), "image": ""}
+        for i, caption in enumerate(captions)
+    ]
+    browser.open(serve(write_page(tmp_path, json.dumps(rows))).address)
+    browser.wait(lambda: browser.all(".card"))
+    shown = {}
+    for name in ("unk", "abstained", "repeated", "below"):
+        browser.one(f"#show [value={name}]").click()
+        shown[name] = browser.texts(".card .name")
+    names = [f"image {i}" for i in range(5)]
+    assert shown == {"unk": [names[1]], "abstained": [names[2]], "repeated": [names[0], names[3]], "below": names[:2]}
+    assert browser.driver.current_url.endswith("#show=below&below=30")
+    assert not browser.all("#show [value=duplicates], #show [value=differing]")  # there are none
+
+
+def test_ten_thousand_results_stay_a_small_page(browser, serve, tmp_path):
+    rows = [{"image_id": i, "caption": f"caption {i} of many", "image": ""} for i in range(10_000)]
+    browser.open(serve(write_page(tmp_path, json.dumps(rows))).address)
+    browser.wait(lambda: browser.all(".card"))
+    nodes = "return document.getElementsByTagName('*').length"
+    assert browser.run(nodes) < 1200
+    browser.one("#search").send_keys("777")
+    assert browser.texts(".card .caption") == [f"caption {i} of many" for i in range(10_000) if "777" in str(i)]
+    assert browser.run(nodes) < 1200
 
 
 def test_dark_and_narrow_views(browser, serve, folder):
@@ -274,3 +271,32 @@ def test_dark_and_narrow_views(browser, serve, folder):
         browser.look(width)
         background()
         assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_pictures_fill_their_rows_and_the_size_can_be_chosen(browser, serve, tmp_path):
+    sizes = [(30, 40), (40, 30), (60, 30)] * 8
+    writer = VisWriter(tmp_path)
+    added = writer.add_pictures([(i, np.zeros((3, h, w), np.uint8)) for i, (w, h) in enumerate(sizes)])
+    writer.finish([{"image_id": i, "caption": "a", **picture} for i, picture in enumerate(added)])
+    browser.open(serve(tmp_path).address)
+    browser.wait(lambda: len(browser.all(".card")) == 24)
+    boxes = "return [...document.querySelectorAll('.open')].map((e) => e.getBoundingClientRect().toJSON())"
+
+    def rows() -> dict[float, list[dict]]:
+        found: dict[float, list[dict]] = {}
+        for box in browser.run(boxes):
+            found.setdefault(round(box["top"]), []).append(box)
+        return found
+
+    usual = list(rows().values())
+    assert len(usual) > 1
+    for row in usual:
+        assert max(box["height"] for box in row) == pytest.approx(min(box["height"] for box in row), abs=1)
+    right = [max(box["right"] for box in row) for row in usual[:-1]]
+    assert max(right) - min(right) < 2  # no ragged edge
+    browser.one("#size").send_keys(Keys.END)
+    assert len(rows()) > len(usual)
+    browser.look(390, 844)
+    browser.one("#view").click()
+    browser.one("#size").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 10)
+    assert [len(row) for row in rows().values()] == [2] * 12

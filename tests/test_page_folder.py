@@ -22,8 +22,8 @@ def writer(tmp_path: Path) -> VisWriter:
 
 
 def _add(writer: VisWriter, image_id: object, picture: Path | np.ndarray) -> str:
-    (image,) = writer.add_pictures([(image_id, picture)])
-    return image
+    (added,) = writer.add_pictures([(image_id, picture)])
+    return added["image"]
 
 
 def _picture(path: Path, size: tuple[int, int], mode: str = "RGB", **save_options: object) -> Path:
@@ -42,9 +42,19 @@ def test_a_finished_folder_holds_page_rows_scores_and_pictures(writer):
     assert json.loads((writer.folder / "vis.json").read_text(encoding="utf-8")) == rows
     assert json.loads((writer.folder / "scores.json").read_text()) == {"CIDEr": 0.5}
     assert image == "imgs/img1.jpg"
-    assert {path.name for path in writer.folder.iterdir()} == {"vis.json", "scores.json", "imgs"} | {
-        path.name for path in output.page.page_files()
-    }
+    data = {"vis.json", "scores.json", "about.json"}
+    expected = data | {f"{name}.js" for name in data} | {path.name for path in output.page.page_files()} | {"imgs"}
+    assert {path.name for path in writer.folder.iterdir()} == expected
+
+
+def test_rows_know_the_size_of_their_pictures_as_they_are_seen(writer, tmp_path):
+    turned = Image.new("RGB", (40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    pictures = [_picture(tmp_path / "large.png", (2000, 1000)), _picture(tmp_path / "small.jpg", (30, 20))]
+    added = writer.add_pictures(list(enumerate([*pictures, tmp_path / "turned.jpg", np.zeros((3, 5, 9), np.uint8)])))
+    assert [(row["width"], row["height"]) for row in added] == [(800, 400), (30, 20), (20, 40), (9, 5)]
 
 
 def test_scores_of_an_earlier_run_do_not_stay(writer):
@@ -122,9 +132,10 @@ def test_ids_keep_the_names_of_the_original():
 
 def test_equal_ids_keep_their_own_pictures(writer):
     greys = (0, 100, 200)
-    images = writer.add_pictures(
+    added = writer.add_pictures(
         [(i, np.full((3, 8, 8), g, np.uint8)) for i, g in zip(("A", "A", "a"), greys, strict=True)]
     )
+    images = [row["image"] for row in added]
     assert len({image.lower() for image in images}) == 3
     for image, grey in zip(images, greys, strict=True):
         with Image.open(writer.folder / image) as copy:

@@ -10,6 +10,13 @@ function make(tag, properties = {}, ...children) {
 }
 
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+
+function percent(probability) {
+  const value = 100 * probability;
+  return `${value < 9.95 ? value.toFixed(1) : Math.round(value)} %`;
+}
 
 // A title and lines of text; ["pre", text] is a command or file content.
 function explain(title, lines) {
@@ -30,4 +37,10 @@ function fileChooser(label, multiple, take) {
 function localAddress(path) {
   if (!path || /^([a-z][a-z0-9+.-]*:|[\\/]{2})/i.test(path)) return "";
   return path.split("/").map(encodeURIComponent).join("/");
+}
+
+// A disabled button swallows keys: the focus has to move on.
+function disable(button, disabled, neighbour) {
+  if (disabled && document.activeElement === button) neighbour.focus();
+  button.disabled = disabled;
 }

@@ -44,7 +44,6 @@ function readReport(text, source) {
   } catch (error) {
     return { problem: `${source} is not valid JSON: ${error.message}` };
   }
-  const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
   if (!isObject(report) || !isObject(report.loss_history ?? 0)) {
     return { problem: `${source} is not a training report: it has no "loss_history"` };
   }

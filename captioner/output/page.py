@@ -4,6 +4,8 @@ The folder:
     index.html, train.html, ..  the page's files, copied from the package
     vis.json                    the rows, a list: the original's [{"image_id", "caption"}, ..] with more keys
     scores.json                 {name: score}, {} where nothing was scored
+    about.json                  what the rows are: title, model, date, ..
+    *.json.js                   the same as scripts: browsers let a page opened by double click read nothing else
     imgs/img<image_id>.jpg      the pictures
 """
 
@@ -16,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,16 +33,36 @@ log = logging.getLogger(__name__)
 LONGEST_SIDE = 800  # pixels; what a page needs, and 100,000 of them still fit on a disk
 JPEG_QUALITY = 85
 COPIES_AT_ONCE = 8
+DATA_SCRIPT = ".json.js"
+EXIF_ORIENTATION = 0x0112
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _PACKAGE = Path(__file__).parents[1]
 
 
-def page_files() -> list[Path]:
-    """The files of the page: inside the installed package, or beside it in a working copy."""
+def page_folder() -> Path:
+    """Where the page's files are: inside the installed package, or beside it in a working copy."""
     folders = (_PACKAGE / "page", _PACKAGE.parent / "vis")
-    folder = next(folder for folder in folders if (folder / "index.html").is_file())
-    return sorted(path for path in folder.iterdir() if path.suffix in (".html", ".css", ".js"))
+    return next(folder for folder in folders if (folder / "index.html").is_file())
+
+
+def page_files() -> list[Path]:
+    """The files of the page, without data that a run left beside them."""
+    files = (path for path in page_folder().iterdir() if path.suffix in (".html", ".css", ".js"))
+    return sorted(path for path in files if not path.name.endswith(DATA_SCRIPT))
+
+
+def write_data_script(source: Path) -> None:
+    """Write NAME.json.js beside NAME.json: the same data, as a script that a page opened by double click may load.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    target = source.with_name(source.name + ".js")
+    with source.open(encoding="utf-8") as read, atomic_write(target, "w", encoding="utf-8") as written:
+        written.write(f"receiveData({json.dumps(source.name)},\n")
+        shutil.copyfileobj(read, written)
+        written.write(");\n")
 
 
 class VisWriter:
@@ -56,14 +79,15 @@ class VisWriter:
         self.folder = require_writable_folder(folder, "the page")
         self._names: set[str] = set()
 
-    def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[str]:
-        """Copy pictures, each at most 800 pixels long, and return their paths relative to the folder.
+    def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[Row]:
+        """Copy pictures, each at most 800 pixels long, and return what their rows say about them.
 
         Args:
             pictures: image ids with files of any format that captioner reads, or uint8 RGB (3, height, width).
 
         Returns:
-            "imgs/img<image_id>.jpg", ..; "" for a file that cannot be read any more, which is logged.
+            {"image": "imgs/img<image_id>.jpg", "width": pixels, "height": pixels}, .., so that the page can lay
+            pictures out before they are loaded; {"image": ""} for a file that cannot be read any more, which is logged.
 
         Raises:
             InputError: a copy cannot be written.
@@ -73,18 +97,17 @@ class VisWriter:
         names = [self._new_name(image_id) for image_id, _ in pictures]
         # Waiting for the disk takes most of the time, and threads can wait together.
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-            written = list(pool.map(self._copy, names, pictures))
-        return [f"imgs/{name}" if done else "" for name, done in zip(names, written, strict=True)]
+            return list(pool.map(self._copy, names, pictures))
 
-    def _copy(self, name: str, picture: tuple[object, Path | np.ndarray]) -> bool:
+    def _copy(self, name: str, picture: tuple[object, Path | np.ndarray]) -> Row:
         try:
-            encoded = _display_jpeg(picture[1])
+            encoded, (width, height) = _display_jpeg(picture[1])
         except InputError as error:
             log.warning("no picture on the page for image %s: %s", picture[0], error)
-            return False
+            return {"image": ""}
         with atomic_write(self.folder / "imgs" / name) as stream:
             stream.write(encoded)
-        return True
+        return {"image": f"imgs/{name}", "width": width, "height": height}
 
     def _new_name(self, image_id: object) -> str:
         stem = safe_name(image_id)
@@ -96,8 +119,14 @@ class VisWriter:
         self._names.add(name.lower())
         return name
 
-    def finish(self, rows: Iterable[Row], scores: Mapping[str, float] | None = None) -> Path:
+    def finish(
+        self, rows: Iterable[Row], scores: Mapping[str, float] | None = None, about: Mapping[str, Any] | None = None
+    ) -> Path:
         """Write vis.json row by row, the scores and the page.
+
+        Args:
+            about: what the page says about the rows, all of it optional: "title", "model", "date" (ISO 8601),
+                "pictures" (False: they were left out on purpose), "training" (True: train.html has a run to show).
 
         Returns:
             The path of index.html.
@@ -106,8 +135,11 @@ class VisWriter:
             InputError: a file cannot be written.
         """
         write_results(self.folder / "vis.json", rows)
-        with atomic_write(self.folder / "scores.json", "w", encoding="utf-8") as stream:
-            json.dump(dict(scores or {}), stream)
+        for name, content in (("scores.json", scores), ("about.json", about)):
+            with atomic_write(self.folder / name, "w", encoding="utf-8") as stream:
+                json.dump(dict(content or {}), stream, ensure_ascii=False)
+        for name in ("vis.json", "scores.json", "about.json"):
+            write_data_script(self.folder / name)
         for source in page_files():
             target = self.folder / source.name
             if target.exists() and target.samefile(source):
@@ -125,26 +157,31 @@ def safe_name(image_id: object) -> str:
     return "img-" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
-def _display_jpeg(picture: Path | np.ndarray) -> bytes:
+def _display_jpeg(picture: Path | np.ndarray) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG for the page, and its width and height."""
     if isinstance(picture, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
     else:
         data = read_file(picture)
-        if _suits_page(data):
-            return data
+        size = _size_if_suitable(data)
+        if size:
+            return data, size
         try:
             image = decode_for_display(data, LONGEST_SIDE)
         except InputError as error:
             raise InputError(f"{picture}: {error}") from error
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return encoded.getvalue()
+    return encoded.getvalue(), image.size
 
 
-def _suits_page(data: bytes) -> bool:
+def _size_if_suitable(data: bytes) -> tuple[int, int] | None:
     """Small JPEGs go onto the page as they are: decoding and encoding them again would cost time and quality."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return max(image.size) <= LONGEST_SIDE and image.mode in ("RGB", "L")
+            if max(image.size) > LONGEST_SIDE or image.mode not in ("RGB", "L"):
+                return None
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # browsers show it turned by a quarter
+            return image.size[::-1] if turned else image.size
     except Exception:  # damaged headers raise anything; decode_for_display finds the words for it
-        return False
+        return None

@@ -1,0 +1,118 @@
+// Where the model looked: a small map per word, laid over the picture.
+"use strict";
+
+// The model sees the picture squashed to 256 × 256 pixels, of which it takes the inner 224 × 224.
+const HEAT_INSET = 15 / 256;
+const HEAT_SIZE = 224 / 256;
+const PLAY_MILLISECONDS = 700;
+
+// base64 of uint8, row by row, of a square map → {side, values 0..1}, or null
+function readHeat(text) {
+  if (typeof text !== "string" || !text) return null;
+  let bytes;
+  try {
+    bytes = atob(text);
+  } catch {
+    return null;
+  }
+  const side = Math.sqrt(bytes.length);
+  if (!Number.isInteger(side)) return null;
+  return { side, values: Array.from(bytes, (byte) => byte.charCodeAt(0) / 255) };
+}
+
+// Cold is transparent and dark, hot is clear: the rest of the picture steps back.
+function heatCanvas(heat) {
+  const canvas = make("canvas", { className: "heat", width: heat.side, height: heat.side });
+  canvas.setAttribute("aria-hidden", "true");
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(heat.side, heat.side);
+  heat.values.forEach((value, index) => {
+    const hot = value ** 0.8;
+    pixels.data.set([255 * hot, 120 * hot ** 2, 40 * (1 - hot), 60 + 110 * Math.abs(hot - 0.35)], 4 * index);
+  });
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+function showHeat(heat) {
+  hideHeat();
+  const image = byId("picture").querySelector("img");
+  if (!heat || !image) return;
+  const canvas = heatCanvas(heat);
+  // The image fills its box with `object-fit: contain`: where its pixels are has to be worked out.
+  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight) || 0;
+  const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
+  canvas.style.left = `${image.offsetLeft + (image.clientWidth - width) / 2 + width * HEAT_INSET}px`;
+  canvas.style.top = `${image.offsetTop + (image.clientHeight - height) / 2 + height * HEAT_INSET}px`;
+  canvas.style.width = `${width * HEAT_SIZE}px`;
+  canvas.style.height = `${height * HEAT_SIZE}px`;
+  byId("picture").append(canvas);
+}
+
+function hideHeat() {
+  byId("picture").querySelector(".heat")?.remove();
+}
+
+// ---- the chips of the words: hovered, focused or tapped, or one after the other ----
+
+const player = { timer: 0, held: null };
+
+function holdWord(chip) {
+  for (const other of byId("word-chips").querySelectorAll("[aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
+  player.held = chip;
+  chip?.setAttribute("aria-pressed", "true");
+  showHeat(chip?.heat ?? null);
+}
+
+function wordChip(word) {
+  const probability = word.logprob === null ? "" : percent(Math.exp(word.logprob));
+  const chip = make(word.heat ? "button" : "span", { className: "chip" }, word.word, make("small", {}, probability));
+  if (word.logprob !== null) chip.style.setProperty("--shade", shade(word.logprob));
+  if (word.heat) {
+    chip.type = "button";
+    chip.heat = word.heat;
+    chip.setAttribute("aria-pressed", "false");
+    chip.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showHeat(word.heat));
+    chip.addEventListener("pointerleave", () => showHeat(player.held?.heat ?? null));
+    chip.addEventListener("click", () => {
+      stopPlaying();
+      holdWord(player.held === chip ? null : chip);
+    });
+  }
+  return make("li", {}, chip);
+}
+
+function fillWords(words) {
+  stopPlaying();
+  player.held = null;
+  hideHeat();
+  byId("word-chips").replaceChildren(...words.map(wordChip));
+  byId("play").hidden = !words.some((word) => word.heat);
+}
+
+function playOrStop() {
+  if (player.timer) {
+    stopPlaying();
+    return;
+  }
+  const chips = [...byId("word-chips").querySelectorAll("button")];
+  if (!chips.length) return;
+  let place = -1;
+  const next = () => {
+    place += 1;
+    holdWord(chips[place] ?? null);
+    if (place >= chips.length) stopPlaying();
+  };
+  player.timer = setInterval(next, PLAY_MILLISECONDS);
+  byId("play").textContent = "■ Stop";
+  next();
+}
+
+function stopPlaying() {
+  clearInterval(player.timer);
+  player.timer = 0;
+  byId("play").textContent = "▶ Where it looked";
+}
+
+byId("play").addEventListener("click", playOrStop);
+new ResizeObserver(() => player.held && showHeat(player.held.heat)).observe(byId("picture"));
