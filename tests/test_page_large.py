@@ -199,8 +199,8 @@ def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, f
     hottest = browser.run(
         "const canvas = document.querySelector('.heat');"
         "const pixels = canvas.getContext('2d').getImageData(0, 0, 7, 7).data;"
-        "const red = [...Array(49).keys()].map((i) => pixels[4 * i]);"
-        "return red.indexOf(Math.max(...red))"
+        "const opaque = [...Array(49).keys()].map((i) => pixels[4 * i + 3]);"
+        "return opaque.indexOf(Math.max(...opaque))"
     )
     assert hottest == 22
     place, image, natural = browser.run(

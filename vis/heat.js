@@ -20,15 +20,14 @@ function readHeat(text) {
   return { side, values: Array.from(bytes, (byte) => byte.charCodeAt(0) / 255) };
 }
 
-// Cold is transparent and dark, hot is clear: the rest of the picture steps back.
+// The picture steps back (large.css), and what is hot stands out; cold is transparent.
 function heatCanvas(heat) {
   const canvas = make("canvas", { className: "heat", width: heat.side, height: heat.side });
   canvas.setAttribute("aria-hidden", "true");
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(heat.side, heat.side);
   heat.values.forEach((value, index) => {
-    const hot = value ** 0.8;
-    pixels.data.set([255 * hot, 120 * hot ** 2, 40 * (1 - hot), 60 + 110 * Math.abs(hot - 0.35)], 4 * index);
+    pixels.data.set([255, 90 + 110 * value, 20, 165 * value], 4 * index);
   });
   context.putImageData(pixels, 0, 0);
   return canvas;
