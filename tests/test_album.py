@@ -87,3 +87,25 @@ def test_a_picture_that_is_gone_leaves_the_others(folder, tmp_path, caplog):
     assert "img2.jpg" in caplog.text
     rows = re.search(r'data-name="vis.json">(.*?)</script>', page)[1]
     assert len(json.loads(rows)) == 3
+
+
+def test_share_writes_an_album_and_says_its_size_beforehand(tiny_model, command, tmp_path):
+    photos = tmp_path / "holiday"
+    photos.mkdir()
+    for photo in EXAMPLES[:2]:
+        shutil.copy(photo, photos)
+    argv = ["--model", tiny_model, "--image_folder", photos, "--vis_dir", tmp_path / "vis", "--gpuid", -1]
+    done = command("eval", *argv, "--share", tmp_path / "album.html")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"album.html will have up to ([\d.]+) MB for 2 pictures", done.stderr)
+    assert (tmp_path / "album.html").stat().st_size < 1e6 * float(said[1])
+    about = json.loads((tmp_path / "vis" / "about.json").read_text())
+    assert about["title"] == "holiday" and about["model"] == tiny_model.stem and about["pictures"] is True
+
+    for wrong, reason in (
+        (["--share", tmp_path / "album.zip"], "a name that ends in .html"),
+        (["--share", tmp_path / "a.html", "--dump_images", 0], "--share is made from the page"),
+    ):
+        done = command("eval", *argv, *wrong)
+        assert done.returncode == 1
+        assert reason in done.stderr

@@ -83,6 +83,7 @@ def build_parser() -> Parser:
     add_search_options(p)
     out = p.add_argument_group("results")
     out.add_argument("--vis_dir", default="vis", help="folder for the page, vis.json and imgs/")
+    out.add_argument("--share", metavar="ALBUM.html", help="also write the page as one file to send, pictures inside")
     out.add_argument("--dump_images", type=flag, default="1", help="copy pictures into the page's folder")
     out.add_argument("--dump_json", type=flag, default="1", help="write vis.json and the page")
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
@@ -172,8 +173,19 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError("--language_eval needs known captions", remedy="name a file of them with --references")
     if opt.references and not opt.language_eval:
         raise InputError("--references are for scoring", remedy="add --language_eval 1")
+    if opt.share and not (dumps_page(opt) and opt.dump_images):
+        raise InputError(
+            "--share is made from the page and its pictures", remedy="leave out --dump_images 0 and the like"
+        )
     if opt.resume and not (opt.output or dumps_page(opt)):
         raise InputError("--resume has nothing to go on from", remedy="keep results with --output or --vis_dir")
+
+
+def title_of(opt: argparse.Namespace) -> str:
+    """What the page is called: the folder's name, or the split's."""
+    if opt.image_folder:
+        return Path(opt.image_folder).resolve().name
+    return f"{opt.split} split" + (f" of {Path(opt.input_json).stem}" if opt.input_json else "")
 
 
 def dumps_page(opt: argparse.Namespace) -> bool:
@@ -213,6 +225,7 @@ def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Mod
 def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
     """What is to happen to the captions."""
     from captioner.metrics.pairing import Reference, read_references
+    from captioner.model.checkpoint import BUNDLED_MODEL
     from captioner.output.sidecars import Sidecars
     from captioner.output.writer import CaptionWriter, Destinations
 
@@ -223,6 +236,8 @@ def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
         output=Path(opt.output) if opt.output else None,
         page=Path(opt.vis_dir) if dumps_page(opt) else None,
         copy_pictures=opt.dump_images,
+        album=Path(opt.share) if opt.share else None,
+        about={"title": title_of(opt), "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL])},
         sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
     )
     run = run_name(opt, source)
@@ -233,7 +248,7 @@ def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images."""
-    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output"}
+    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
     text = json.dumps([options, source.fingerprint()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

@@ -21,13 +21,13 @@ from typing import IO, Any
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.page import page_folder
-from captioner.runtime.files import atomic_write
+from captioner.runtime.files import atomic_write, require_writable_folder
 
 log = logging.getLogger(__name__)
 
 LONGEST_SIDE = 512  # pixels: enough for a screen's share of a gallery, and small enough for a mail of some photos
 JPEG_QUALITY = 75
-BYTES_PER_PICTURE = 55_000  # a photo of that size in base64, with its row: what to expect before it is written
+BYTES_PER_PICTURE = 75_000  # a photo of that size in base64, with its row, and a quarter more for busy ones
 AT_ONCE = 64
 
 _STYLE = re.compile(r'\s*<link rel="stylesheet" href="([a-z.]+)">')
@@ -35,8 +35,22 @@ _SCRIPT = re.compile(r'\s*<script src="([a-z.]+)" defer></script>')
 _POLICY = re.compile(r'(?s)content="default-src.*?">')
 
 
+def require_album(target: Path, num_pictures: int) -> None:
+    """Refuse a place where no album can be written, before the work starts, and say how large it will be.
+
+    Raises:
+        InputError: no .html file, or its folder cannot be written.
+    """
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{target}: an album is a page", expected="a name that ends in .html")
+    require_writable_folder(target.parent, "the album")
+    log.info(
+        "%s will have up to %.1f MB for %s pictures", target, expected_size(num_pictures) / 1e6, f"{num_pictures:,}"
+    )
+
+
 def expected_size(num_pictures: int) -> int:
-    """About how many bytes an album will have."""
+    """About how many bytes an album will have at most."""
     return 150_000 + num_pictures * BYTES_PER_PICTURE
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.results import Row, write_results
+from captioner.output.rows import PictureRow
 from captioner.runtime.files import atomic_write, require_writable_folder
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class VisWriter:
         self.folder = require_writable_folder(folder, "the page")
         self._names: set[str] = set()
 
-    def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[Row]:
+    def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[PictureRow]:
         """Copy pictures, each at most 800 pixels long, and return what their rows say about them.
 
         Args:
@@ -99,7 +100,7 @@ class VisWriter:
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
             return list(pool.map(self._copy, names, pictures))
 
-    def _copy(self, name: str, picture: tuple[object, Path | np.ndarray]) -> Row:
+    def _copy(self, name: str, picture: tuple[object, Path | np.ndarray]) -> PictureRow:
         try:
             encoded, (width, height) = _display_jpeg(picture[1])
         except InputError as error:

@@ -26,6 +26,14 @@ class RankedRow(TypedDict):
     words: list[WordRow]
 
 
+class PictureRow(TypedDict, total=False):
+    """The part of a `CaptionRow` that is about the page's copy of the picture; `image` is "" where there is none."""
+
+    image: str
+    width: int
+    height: int
+
+
 class _RequiredOfCaptionRow(TypedDict):
     image_id: int | str
     caption: str
@@ -39,12 +47,15 @@ class CaptionRow(_RequiredOfCaptionRow, total=False):
     """What caption-eval writes about one image; see `captioner.Caption` for the values.
 
     `n_best` has all captions, best first, where more than one was asked for; `abstained` is there (true) where the
-    caption was withheld; `image` is the path of the page's copy of the picture, relative to its folder.
+    caption was withheld; `image` is the path of the page's copy of the picture, relative to its folder, and `width` and
+    `height` are that copy's, in pixels.
     """
 
     abstained: bool
     n_best: list[RankedRow]
     image: str
+    width: int
+    height: int
 
 
 class LikelihoodRow(TypedDict):

@@ -1,8 +1,9 @@
 """Everything that happens to the captions of a run: stdout, journal, page, text files, result file, scores."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from captioner.errors import InputError
 from captioner.inference.caption import Caption
 from captioner.metrics import score
 from captioner.metrics.pairing import Prediction, Reference, join
+from captioner.output.album import require_album, write_album
 from captioner.output.page import VisWriter
 from captioner.output.results import Journal, require_known_suffix, write_results
 from captioner.output.rows import CaptionRow, caption_row
@@ -31,12 +33,16 @@ class Destinations:
         output: a file of results; its suffix says the format.
         page: the page's folder.
         copy_pictures: whether the page gets the pictures.
+        album: the page as one file; needs `page` and its pictures.
+        about: what the page calls the run: "title" and "model".
         sidecars: text files beside the photos.
     """
 
     output: Path | None = None
     page: Path | None = None
     copy_pictures: bool = True
+    album: Path | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
     sidecars: Sidecars | None = None
 
 
@@ -70,6 +76,8 @@ class CaptionWriter:
             require_known_suffix(self.to.output)
             require_writable_folder(self.to.output.parent, "results")
             journal_path = self.to.output.with_name(self.to.output.name + ".journal")
+        if self.to.album:
+            require_album(self.to.album, len(source))
         self.page = VisWriter(self.to.page) if self.to.page else None
         self.journal = Journal(journal_path, run, resume) if journal_path else None
         self.num_done = self.journal.num_done if self.journal else 0
@@ -99,9 +107,9 @@ class CaptionWriter:
         rows = list(map(caption_row, captions))
         if self.page and self.to.copy_pictures:
             pictures = [self.source.picture(position) for position in positions]
-            names = self.page.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
-            for row, name in zip(rows, names, strict=True):
-                row["image"] = name
+            added = self.page.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
+            for row, picture in zip(rows, added, strict=True):
+                row.update(picture)
         for position, row in zip(positions, rows, strict=True):
             if self.to.sidecars:
                 photo = self.source.picture(position)
@@ -130,8 +138,12 @@ class CaptionWriter:
                 write_results(self.to.output, self.journal.rows())
                 log.info("results: %s", self.to.output)
             if self.page:
-                page = self.page.finish(self.journal.rows(), scores)
-                log.info("page: %s (to look at it: python -m http.server --directory %s)", page, page.parent)
+                about = {**self.to.about, "date": datetime.now().astimezone().isoformat(timespec="seconds")}
+                page = self.page.finish(self.journal.rows(), scores, about | {"pictures": self.to.copy_pictures})
+                log.info("page: %s (open it by double click)", page)
+                if self.to.album:
+                    size = write_album(page.parent, self.to.album)
+                    log.info("album: %s, %.1f MB", self.to.album, size / 1e6)
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)
