@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.timing import interleave, milliseconds, ratio
+from captioner.kernels import can_pack
 from captioner.model.decoder import Decoder
 from captioner.search import SearchOptions, search
 
@@ -45,7 +46,7 @@ def make_decoder(device: torch.device, dtype: torch.dtype) -> Decoder:
     with torch.no_grad():
         decoder.output.bias[-1] = -30
     decoder.to(device, dtype)
-    if dtype == torch.bfloat16 and device.type == "cpu":  # as caption-eval does
+    if dtype == torch.bfloat16 and can_pack(device):  # as caption-eval does
         decoder.pack()
     return decoder
 

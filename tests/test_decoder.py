@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from captioner.kernels import can_pack, dropout
 from captioner.model.decoder import Decoder, caption_targets
-from captioner.model.kernels.packed_linear import can_pack
 
 MODELS = ("model_1layer", "model_2layer", "train_run")
 
@@ -210,7 +210,7 @@ def test_dropout_acts_in_training_mode_only_and_without_bias():
     decoder.train()
     assert mean_loss(decoder, features, labels) != mean_loss(decoder, features, labels)
     hidden = torch.ones(400, 500)
-    dropped = decoder._dropout(hidden)
+    dropped = dropout(hidden, 0.5, training=True)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert abs(dropped.mean().item() - 1) < 0.02
 

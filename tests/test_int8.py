@@ -11,7 +11,8 @@ from torch.nn.functional import conv2d, max_pool2d
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.inference.load import make_captioner
+from captioner.inference.load import make_captioner, require_int8
+from captioner.kernels.int8 import Int8Convolutions, measure_ranges
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import (
     ASSETS,
@@ -22,7 +23,6 @@ from captioner.model.checkpoint import (
 )
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import Encoder, Normalise
-from captioner.model.kernels.int8 import Int8Convolutions, measure_ranges, require_int8
 
 WIDTHS = (8, 8, 16, 16, 16, 24, 24, 24, 24, 32, 32, 32, 32)
 
@@ -87,7 +87,7 @@ def emulated(features, images, ranges):
 @torch.inference_mode()
 def test_equals_the_arithmetic_spelled_out(features, images):
     ranges = measure_ranges(features, images.split(2))
-    found = Int8Convolutions(features, "caffe", ranges)(images)
+    found = Int8Convolutions(features, Normalise("caffe").limits(), ranges)(images)
     wanted = emulated(features, images, ranges)
     # Float32 and float64 round a few activations that lie between two levels differently; a wrong scale, zero or
     # border is off by far more.
@@ -98,7 +98,7 @@ def test_equals_the_arithmetic_spelled_out(features, images):
 @needs_vnni
 @torch.inference_mode()
 def test_is_near_the_float_convolutions_and_does_not_depend_on_the_batch(features, images):
-    quantised = Int8Convolutions(features, "caffe", measure_ranges(features, [images]))
+    quantised = Int8Convolutions(features, Normalise("caffe").limits(), measure_ranges(features, [images]))
     found, wanted = quantised(images).mean(dim=(2, 3)), features(images).mean(dim=(2, 3))
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
     assert torch.equal(found, torch.cat([quantised(one) for one in images.split(1)]).mean(dim=(2, 3)))

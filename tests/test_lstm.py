@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from captioner.model.kernels.lstm import lstm_layer
+from captioner.kernels.lstm import lstm_layer
 
 SHAPES = ([4], [1, 1, 1], [5, 5, 4, 2, 2, 1])
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
+from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
-from captioner.model.kernels.packed_linear import can_pack
 from captioner.runtime.precision import prepare_for_inference
 
 
@@ -24,6 +24,9 @@ class Captioner:
         vocab: theirs.
         dtype: number format of the CNN and of the search's products; sums and probabilities are float32. Other than
             float32 converts the CNN in place. The loss of given captions is computed in the decoder's own format.
+
+    Attributes:
+        arithmetic: what it computes with, for people: see `kernels.arithmetic`.
     """
 
     def __init__(self, models: Sequence[CaptionModel], vocab: Vocab, device: torch.device, dtype: torch.dtype) -> None:
@@ -40,6 +43,9 @@ class Captioner:
         if dtype == torch.bfloat16 and can_pack(device):
             for decoder in self.decoders:
                 decoder.pack()
+        prove_for_search(device)
+        int8 = any(isinstance(model.encoder.features, Int8Convolutions) for model in self.models)
+        self.arithmetic = arithmetic(dtype, device, int8=int8)
 
     def encode(self, batch: Batch) -> list[Tensor]:
         """What each model's decoder sees of the images, one row per image."""

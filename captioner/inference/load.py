@@ -15,9 +15,10 @@ from captioner.data.images import crop
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.captioner import Captioner
+from captioner.kernels import Int8Convolutions, can_int8
+from captioner.kernels.int8 import measure_ranges
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import ASSETS, Checkpoint, bundled_model_path, load_checkpoint
-from captioner.model.kernels.int8 import Int8Convolutions, can_int8, measure_ranges, require_int8
 from captioner.runtime.files import atomic_write, cache_folder
 from captioner.runtime.precision import Precision, inference_dtype, prepare_for_inference
 
@@ -83,9 +84,24 @@ def make_captioner(
             for model, name, ranges in zip(models, names, shipped, strict=True):
                 ranges = ranges or _own_ranges(model, cache_folder() / name, photos)
                 features = model.encoder.features
-                model.encoder.features = Int8Convolutions(features, model.config.cnn_pixels, ranges)
+                model.encoder.features = Int8Convolutions(features, model.normalise.limits(), ranges)
     dtype = inference_dtype("auto" if precision == "int8" else precision, device)
-    return Captioner(models, checkpoints[0].vocab, device, dtype)
+    captioner = Captioner(models, checkpoints[0].vocab, device, dtype)
+    log.info("arithmetic: %s, on %s", captioner.arithmetic, device)
+    return captioner
+
+
+def require_int8(device: torch.device) -> None:
+    """Say what is missing where `can_int8` is false.
+
+    Raises:
+        InputError: no CPU with VNNI instructions, or no PyTorch that uses them rightly.
+    """
+    remedy = "use --precision auto"
+    if device.type != "cpu":
+        raise InputError("--precision int8 is for CPUs", remedy=f"{remedy}, or --gpuid -1")
+    if not can_int8(device):
+        raise InputError("--precision int8 needs a CPU with AVX-512 VNNI, and a PyTorch that uses it", remedy=remedy)
 
 
 def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterable[Batch]]) -> list[float]:

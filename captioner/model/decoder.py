@@ -8,20 +8,11 @@ the caption, and END after its last word; step 0 predicts nothing. Ids are 1-bas
 one embedding row, 0 is padding.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
-from captioner.model.kernels.lstm import lstm_layer
-from captioner.model.kernels.packed_linear import PackedLinear
-
-# Rows of logits that the loss has in hand at once: with 10,000 words 10 MB, which a CPU's cache holds. A GPU wants
-# large blocks, and has the memory.
-LOSS_BLOCK, GPU_LOSS_BLOCK = 256, 4096
+from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 
 # h and c, each (L, R, H).
 State = tuple[Tensor, Tensor]
@@ -81,7 +72,7 @@ class Decoder(nn.Module):
         start = tokens.new_full((1, len(labels)), self.end_id)
         words = self.embedding(torch.cat([start, tokens]) - 1)  # (D+1, N, E)
         hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
-        return _log_softmax(self.output(self._dropout(hidden))).transpose(0, 1)
+        return _log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
 
     def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
@@ -111,16 +102,17 @@ class Decoder(nn.Module):
         targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
         order, tokens = order.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
         words = torch.cat([encodings[image_of_caption][order], self.embedding(tokens - 1)])
-        hidden = self._run_lstm(words, counts)[counts[0] :]  # (P, H), without the image step
+        hidden = run_lstm(self.lstm, words, counts)[counts[0] :]  # (P, H), without the image step
         has_target = targets > 0
         if not has_target.all():  # only captions with a 0 amid their words have steps without a target here
             hidden, targets = hidden[has_target.to(device)], targets[has_target]
         columns = (targets - 1).to(device, non_blocking=True)
-        return output_loss(self._dropout(hidden), self.output.weight, self.output.bias, columns), len(targets)
+        hidden = dropout(hidden, self.drop_prob, self.training)
+        return output_loss(hidden, self.output.weight, self.output.bias, columns), len(targets)
 
     def pack(self) -> None:
         """Prepare for searches in bfloat16 on a CPU, as PackedLinear describes; only `start` and `step` work then."""
-        layers = [self._lstm_weights(layer) for layer in range(self.lstm.num_layers)]
+        layers = [lstm_weights(self.lstm, layer) for layer in range(self.lstm.num_layers)]
         self.packed = [(PackedLinear(w_ih, b_ih), PackedLinear(w_hh, b_hh)) for w_ih, w_hh, b_ih, b_hh in layers]
         self.output = PackedLinear(self.output.weight, self.output.bias)
 
@@ -155,7 +147,7 @@ class Decoder(nn.Module):
                 from_input, from_hidden = self.packed[layer]
                 gates = from_input(inputs) + from_hidden(state[0][layer])
             else:
-                w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
+                w_ih, w_hh, b_ih, b_hh = lstm_weights(self.lstm, layer)
                 gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
             i, f, g, o = _widen(gates).chunk(4, dim=1)
             cell = f.sigmoid() * state[1][layer] + i.sigmoid() * g.tanh()
@@ -163,82 +155,6 @@ class Decoder(nn.Module):
             h.append(inputs)
             c.append(cell)
         return torch.stack(h), torch.stack(c)
-
-    def _run_lstm(self, inputs: Tensor, counts: list[int]) -> Tensor:
-        """Hidden states (P, H) of the last layer for inputs (P, E), counts[t] rows of which belong to step t."""
-        if inputs.device.type != "cpu":
-            return self.lstm(PackedSequence(inputs, torch.tensor(counts)))[0].data
-        for layer in range(self.lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = self._lstm_weights(layer)
-            inputs = lstm_layer(inputs if layer == 0 else self._dropout(inputs), w_ih, w_hh, b_ih + b_hh, counts)
-        return inputs
-
-    def _lstm_weights(self, layer: int) -> list[Tensor]:
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [getattr(self.lstm, f"{kind}_l{layer}") for kind in kinds]
-
-    def _dropout(self, hidden: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return hidden
-        # On a CPU these numbers take a quarter of the time that F.dropout's own take.
-        kept = torch.rand(hidden.shape, device=hidden.device) >= self.drop_prob
-        return hidden * (kept / (1 - self.drop_prob)).to(hidden.dtype)
-
-
-def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
-    """Summed cross-entropy of a linear layer's logits; under autocast the products are in its format, sums are wider.
-
-    Args:
-        hidden: (P, H).
-        weight: (C, H).
-        bias: (C,).
-        columns: (P,) int64 in 0..C-1, the right answers.
-
-    Returns:
-        A scalar, float32 or wider.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    with torch.autocast(device, enabled=False):
-        return _OutputLoss.apply(hidden.to(dtype), weight.to(dtype), _widen(bias), columns, torch.is_grad_enabled())
-
-
-class _OutputLoss(torch.autograd.Function):
-    """The logits (P, C) are by far the largest tensor of a training step.
-
-    They become their own gradient in place, in blocks that fit into the cache, instead of being written and read anew
-    by log-softmax, the loss and the backward of both.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, grads: bool) -> Tensor:
-        total, d_bias = bias.new_zeros(()), torch.zeros_like(bias)
-        d_logits = hidden @ weight.t() if grads else None
-        size = LOSS_BLOCK if hidden.device.type == "cpu" else GPU_LOSS_BLOCK
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            block = hidden[rows] @ weight.t() if d_logits is None else d_logits[rows]
-            logits, answers = block.to(bias.dtype), columns[rows].unsqueeze(1)
-            logits += bias
-            logits -= logits.amax(1, keepdim=True)
-            total -= logits.gather(1, answers).sum()
-            sums = logits.exp_().sum(1, keepdim=True)
-            total += sums.log().sum()
-            if grads:
-                logits /= sums
-                logits.scatter_add_(1, answers, logits.new_full(answers.shape, -1.0))
-                d_bias += logits.sum(0)
-                block.copy_(logits)
-        if grads:
-            ctx.save_for_backward(d_logits, d_bias, hidden, weight)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        d_logits, d_bias, hidden, weight = ctx.saved_tensors
-        d_weight = d_logits.t() @ (hidden * d_total.to(hidden.dtype))  # scaled where it is small
-        return (d_logits @ weight) * d_total.to(hidden.dtype), d_weight, d_bias * d_total, None, None
 
 
 def caption_targets(labels: Tensor, end_id: int) -> Tensor:

@@ -52,6 +52,12 @@ class Normalise(nn.Module):
             constant("mean", 255 * torch.tensor(TORCHVISION_MEAN, device="cpu"))
             constant("std", 255 * torch.tensor(TORCHVISION_STD, device="cpu"))
 
+    def limits(self) -> tuple[float, float]:
+        """The least and the greatest value of all channels."""
+        black_and_white = torch.tensor([0, 255], dtype=torch.uint8, device=self.mean.device).view(2, 1, 1, 1)
+        values = self(black_and_white.expand(2, 3, 1, 1))
+        return float(values.min()), float(values.max())
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, 224, 224), RGB → float32 (N, 3, 224, 224)."""
         values = images.float() - self.mean

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.kernels import topk
 from captioner.search.options import Hypothesis, SearchOptions
-from captioner.search.rules import History, Step, constrain, first_tensor, make_hypothesis, select_rows, topk
+from captioner.search.rules import History, Step, constrain, first_tensor, make_hypothesis, select_rows
 
 
 def follow_paths(

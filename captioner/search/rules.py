@@ -16,9 +16,6 @@ from captioner.search.options import Hypothesis, SearchOptions
 # and may be nested in tuples.
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
-# Words per block of `topk`: near the square root of a vocabulary of 10,000.
-TOPK_BLOCK = 64
-
 
 class History:
     """The ids each row has chosen so far (R, t), kept only if a rule looks back."""
@@ -68,27 +65,6 @@ def first_tensor(state: Any) -> Tensor:
     while not isinstance(state, Tensor):
         state = state[0]
     return state
-
-
-def topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(count)` along the last dimension, for a small count and a large dimension.
-
-    The greatest elements lie in the blocks with the greatest maxima, and maxima are quickly found: on a CPU four
-    times as fast as topk itself.
-    """
-    size = values.shape[-1]
-    whole = size // TOPK_BLOCK * TOPK_BLOCK
-    if whole < 2 * count * TOPK_BLOCK:
-        few = values.topk(count)
-        return few.values, few.indices
-    maxima = values[..., :whole].unflatten(-1, (-1, TOPK_BLOCK)).amax(-1)
-    places = torch.arange(TOPK_BLOCK, device=values.device) + TOPK_BLOCK * maxima.topk(count).indices.unsqueeze(-1)
-    places = places.flatten(-2)
-    if whole < size:
-        rest = torch.arange(whole, size, device=values.device).expand(*places.shape[:-1], -1)
-        places = torch.cat([places, rest], -1)
-    top, index = values.gather(-1, places).topk(count)
-    return top, places.gather(-1, index)
 
 
 def make_hypothesis(tokens: list[int], logprobs: list[float], end_id: int) -> Hypothesis:

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from captioner.errors import InputError
-from captioner.model.encoder import Normalise, Pixels
-
 LEVELS = 255  # of an unsigned byte
 WEIGHT_LEVELS = 127
 TINY = 1e-12  # keeps scales of what is always 0 above 0
@@ -21,26 +18,6 @@ GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # of all of VGG16's convolutions: stride
 
 # Of the photos' largest activations: the very largest would spend levels on rarities, the mean clips too many photos.
 QUANTILE = 0.95
-
-
-def can_int8(device: torch.device) -> bool:
-    """Whether 8-bit products are fast there, and exact: older CPUs add pairs of them in 16 bits, which overflow."""
-    # The operators are not of torch's documented interface: a version without them shall caption, if slower.
-    known = hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")
-    return device.type == "cpu" and torch.cpu._is_vnni_supported() and known
-
-
-def require_int8(device: torch.device) -> None:
-    """Say what is missing where `can_int8` is false.
-
-    Raises:
-        InputError: no CPU with VNNI instructions.
-    """
-    remedy = "use --precision auto"
-    if device.type != "cpu":
-        raise InputError("--precision int8 is for CPUs", remedy=f"{remedy}, or --gpuid -1")
-    if not can_int8(device):
-        raise InputError("--precision int8 needs a CPU with AVX-512 VNNI, and a PyTorch that uses it", remedy=remedy)
 
 
 @torch.inference_mode()
@@ -77,13 +54,12 @@ class Int8Convolutions(nn.Sequential):
 
     Args:
         features: the float ones, which stay as they are.
-        pixels: what they were trained with; gives the range of the input.
+        limits: the least and the greatest value of an input, below and above 0.
         ranges: of `measure_ranges`.
     """
 
-    def __init__(self, features: nn.Sequential, pixels: Pixels, ranges: Sequence[float]) -> None:
-        extremes = Normalise(pixels)(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
-        low, high = float(extremes.min()), float(extremes.max())
+    def __init__(self, features: nn.Sequential, limits: tuple[float, float], ranges: Sequence[float]) -> None:
+        low, high = limits
         scale, zero = (high - low) / LEVELS, round(-low * LEVELS / (high - low))
         layers: list[nn.Module] = [_Quantise(scale, zero)]
         remaining = iter(ranges)

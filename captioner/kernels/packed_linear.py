@@ -7,15 +7,7 @@ for 16 rows takes a third of the time; here it is done once, as torch's compiler
 import torch
 from torch import Tensor, nn
 
-from captioner.runtime.hardware import multiplies_bf16
-
 ROWS = 16  # that the layout suits; others are served hardly slower
-
-
-def can_pack(device: torch.device) -> bool:
-    """Whether there are instructions for it, and the operators, which are not of torch's documented interface."""
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return device.type == "cpu" and multiplies_bf16(device) and known
 
 
 class PackedLinear(nn.Linear):

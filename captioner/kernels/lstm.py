@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# gradient of the result, result -> gradient of the argument
-sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
-
 
 def lstm_layer(inputs: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
     """The hidden states (P, H) of inputs (P, E), beginning with zeros.
@@ -62,6 +59,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor) -> tuple[Tensor | None, ...]:
+        # gradient of the result, result -> gradient of the argument
+        sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         inputs, w_ih, w_hh, gates, cells, tanhs, hidden = ctx.saved_tensors
         d_gates = torch.empty_like(gates, dtype=w_hh.dtype)
         d_bias = gates.new_zeros(gates.shape[1])
