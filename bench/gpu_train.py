@@ -19,6 +19,7 @@ from captioner.model.config import ModelConfig
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import training_dtype
 from captioner.runtime.processes import Processes
+from captioner.training.loop import update
 from captioner.training.trainer import Rule, Trainer
 
 EPOCH_IMAGES = 113_287
@@ -110,7 +111,7 @@ def time_steps(
         asked = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - asked
-        loss = trainer.step(batch, iteration, rate_factor=1.0, finetune=finetune)
+        loss = update(trainer, batch, iteration, rate_factor=1.0, finetune=finetune)
         if iteration == WARM_UP - 1:
             loss.item()  # nothing of the warming up is left to do when the clock starts
     loss.item()

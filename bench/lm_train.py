@@ -18,6 +18,7 @@ from captioner.data.batches import Batch
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import caption_targets
 from captioner.runtime.memory import keep_freed_memory
+from captioner.training.loop import update
 
 WIDTH, IMAGES = 512, 16
 ORIGINAL_MS = 496
@@ -56,7 +57,7 @@ def our_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Calla
     batch = Batch(
         [{}] * IMAGES, list(range(IMAGES)), features=features, labels=labels, image_of_caption=image_of_caption
     )
-    return lambda: trainer.step(batch, 0, rate_factor=1.0, finetune=False).item()
+    return lambda: update(trainer, batch, 0, rate_factor=1.0, finetune=False).item()
 
 
 def plain_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], object]:

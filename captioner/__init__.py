@@ -16,18 +16,32 @@ if TYPE_CHECKING:
     from captioner.inference.caption import Caption, Word
     from captioner.inference.model import Model, load_model
     from captioner.metrics.scored import Scored, score
+    from captioner.training.run import TrainingResult, train
 
 __version__ = "0.1.0"
 
-__all__ = ["Caption", "InputError", "Model", "Scored", "Word", "__version__", "load_model", "score"]
+__all__ = [
+    "Caption",
+    "InputError",
+    "Model",
+    "Scored",
+    "TrainingResult",
+    "Word",
+    "__version__",
+    "load_model",
+    "score",
+    "train",
+]
 
 _PLACES = {
     "Caption": "captioner.inference.caption",
     "Model": "captioner.inference.model",
     "Scored": "captioner.metrics.scored",
+    "TrainingResult": "captioner.training.run",
     "Word": "captioner.inference.caption",
     "load_model": "captioner.inference.model",
     "score": "captioner.metrics.scored",
+    "train": "captioner.training.run",
 }
 
 

@@ -23,8 +23,9 @@ import h5py
 import numpy as np
 import torch
 
-from captioner.model.checkpoint import load_checkpoint, load_resume_state
+from captioner.model.checkpoint import load_checkpoint
 from captioner.model.encoder import Encoder
+from captioner.training.resume import load_resume_state
 
 ITERATIONS = 48
 WORDS = ["a", "red", "green", "blue", "dark", "bright", "picture", "wall"]

@@ -63,7 +63,7 @@ def test_pt_becomes_cpu_pt_in_less_space(t7: Path, capsys: pytest.CaptureFixture
         after = load_checkpoint(cpu)
         for name, tensor in before.state_dict.items():
             assert (after.state_dict[name] - tensor).abs().max() <= tolerance * tensor.abs().max()
-        assert (after.config, after.vocab, after.opt) == (before.config, before.vocab, before.opt)
+        assert (after.config, after.vocab, after.record.opt) == (before.config, before.vocab, before.record.opt)
         sizes.append(sum(entry.file_size for entry in zipfile.ZipFile(cpu).infolist() if "/data/" in entry.filename))
     assert sizes[1] < 0.55 * sizes[0] and sizes[2] < 0.4 * sizes[0]
 

@@ -16,6 +16,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions, search
+from captioner.training.loop import update
 from captioner.training.trainer import Rule, Trainer
 
 CONFIG = ModelConfig(12, 6, encoding_size=16, rnn_size=24, drop_prob_lm=0.0, cnn_layer="pool5", conv_widths=(8,) * 13)
@@ -66,7 +67,7 @@ def exact_products(monkeypatch):
 @pytest.mark.parametrize("finetune", [False, True])
 def test_a_training_step_changes_the_weights_as_on_the_cpu(finetune, exact_products):
     here, there = make_trainer("cpu"), make_trainer("cuda")
-    losses = [trainer.step(make_batch(), 0, rate_factor=1.0, finetune=finetune) for trainer in (here, there)]
+    losses = [update(trainer, make_batch(), 0, rate_factor=1.0, finetune=finetune) for trainer in (here, there)]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
     for (name, ours), theirs in zip(here.model.named_parameters(), there.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
@@ -124,8 +125,8 @@ def test_a_search_waits_for_the_gpu_only_to_end_early(beam_size):
 @pytest.mark.gpu
 def test_a_training_step_never_waits_for_the_gpu():
     trainer, batch = make_trainer("cuda"), make_batch().pin()
-    trainer.step(batch, 0, rate_factor=1.0, finetune=True)
-    assert synchronisations(lambda: trainer.step(batch, 1, rate_factor=1.0, finetune=True)) == 0
+    update(trainer, batch, 0, rate_factor=1.0, finetune=True)
+    assert synchronisations(lambda: update(trainer, batch, 1, rate_factor=1.0, finetune=True)) == 0
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_every_row_is_where_its_word_is(case, start):
     grown = grow_vocab(start, Vocab(words), 20, seed=3)
     torch.manual_seed(3)
     usual = Decoder(len(words), 6, 7).state_dict()
-    assert (grown.config.vocab_size, grown.config.max_length, grown.iteration) == (len(words), 20, 0)
+    assert (grown.config.vocab_size, grown.config.max_length, grown.record.iteration) == (len(words), 20, 0)
     assert grown.vocab.words == tuple(words)
     for name in ("embedding.weight", "output.weight", "output.bias"):
         before, after = start.state_dict[f"decoder.{name}"], grown.state_dict[f"decoder.{name}"]

@@ -30,11 +30,11 @@ def warnings_of(losses: list[float], vocab_size: int, window: int, caplog: pytes
 def test_real_training_runs_raise_no_alarm(reference, caplog):
     original = json.loads((reference / "train_run_log.json").read_text())["iter_loss"]
     ours = load_checkpoint(bundled_model_path())
-    assert len(original) == 201 and len(ours.loss_history) > 50
+    assert len(original) == 201 and len(ours.record.loss_history) > 50
     for window in (20, 100):
         assert not warnings_of(original, 41, window, caplog)
     for window in (4, 10):  # of every 25th iteration
-        assert not warnings_of(list(ours.loss_history.values()), ours.vocab.size, window, caplog)
+        assert not warnings_of(list(ours.record.loss_history.values()), ours.vocab.size, window, caplog)
 
 
 def test_a_loss_like_guessing_is_named_once_after_two_windows(caplog):

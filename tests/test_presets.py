@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.cli.train_options import build_parser, stages_of
+from captioner.cli.train_options import build_parser, given_options
 from captioner.model.checkpoint import load_checkpoint
+from captioner.training.options import stages_of
 from captioner.training.presets import PRESETS
 
 # A network small enough for a test; options given come before the recipe's.
@@ -50,7 +51,7 @@ def assert_same_results(one: Path, other: Path) -> None:
     for stage in (1, 2):
         for kind in ("", "_last"):
             first, second = (load_checkpoint(folder / f"model_id_stage{stage}{kind}.pt") for folder in (one, other))
-            assert first.iteration == second.iteration
+            assert first.record.iteration == second.record.iteration
             for name, tensor in first.state_dict.items():
                 assert torch.equal(tensor, second.state_dict[name]), f"stage {stage}: {name}"
         for name in ("loss_history", "val_loss_history", "val_predictions"):
@@ -66,7 +67,7 @@ def test_stage_one_is_frozen_and_stage_two_goes_on_from_its_best(undisturbed, ti
     assert changed == {f"features.{i}.{kind}" for i in (17, 19, 21, 24, 26, 28) for kind in ("weight", "bias")}
     reports = [report(folder, stage) for stage in (1, 2)]
     assert [r["iter"] for r in reports] == [8, 8]
-    best = load_checkpoint(folder / "model_id_stage1.pt")
+    best = load_checkpoint(folder / "model_id_stage1.pt").record
     # Cached features may be computed in bfloat16.
     assert reports[1]["val_loss_history"]["0"] == pytest.approx(best.val_loss_history[best.iteration], abs=1e-4)
     others = [loss for iteration, loss in best.val_loss_history.items() if iteration != best.iteration]
@@ -195,7 +196,7 @@ def test_bad_input_is_one_line(case, data, command, tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_recipe_is_options_that_could_be_given(preset):
     argv = ["--preset", preset]
-    stages = stages_of(build_parser().parse_args(argv), argv)
+    stages = stages_of(given_options(build_parser(), argv))
     assert [opt.stage for opt in stages] == [1, 2]
     for opt in stages:
         values = PRESETS[preset][opt.stage]

@@ -79,8 +79,8 @@ def test_it_learns_to_name_colours(data, command, tmp_path):
 
 def test_best_checkpoint_repeats_its_logged_loss(uninterrupted, tiny_dataset, command, tmp_path):
     best = load_checkpoint(uninterrupted / "model_id.pt")
-    logged = best.val_loss_history[best.iteration]
-    assert logged == min(best.val_loss_history.values())
+    logged = best.record.val_loss_history[best.record.iteration]
+    assert logged == min(best.record.val_loss_history.values())
     done = command(
         "eval", "--model", uninterrupted / "model_id.pt", "--split", "val", "--num_images", -1, "--gpuid", -1,
         "--precision", "fp32", "--vis_dir", tmp_path,
@@ -172,7 +172,7 @@ def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_pa
     done = command("train", *data, "--start_from", start, "--max_iters", 0, "--checkpoint_path", tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_weights(start, tmp_path / "model_id.pt")
-    assert load_checkpoint(tmp_path / "model_id.pt").iteration == 0
+    assert load_checkpoint(tmp_path / "model_id.pt").record.iteration == 0
 
 
 BAD_INPUT = {

@@ -14,7 +14,8 @@ import torch
 
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, load_checkpoint, load_resume_state, save_checkpoint
+from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from captioner.training.resume import load_resume_state
 
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
@@ -48,7 +49,7 @@ def assert_state_is_good(folder: Path, iteration: int) -> None:
     """Resume state and both models can be loaded, are sound, and nothing half-written lies about."""
     state = load_resume_state(folder / "model_id_resume.pt")
     last, best = (load_checkpoint(folder / name) for name in ("model_id_last.pt", "model_id.pt"))
-    assert state.checkpoint.iteration == iteration >= last.iteration >= best.iteration
+    assert state.checkpoint.record.iteration == iteration >= last.record.iteration >= best.record.iteration
     for checkpoint in (state.checkpoint, last, best):
         assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
     assert {path.suffix for path in folder.iterdir()} == {".pt", ".json"}

@@ -142,7 +142,7 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         (
             "model",
             f"VGG16 to {config.cnn_layer}, LSTM of {config.num_layers} × {config.rnn_size}, "
-            f"{config.vocab_size} words, iteration {checkpoint.iteration}",
+            f"{config.vocab_size} words, iteration {checkpoint.record.iteration}",
         ),
         ("parameters", f"{parameters:,}"),
         ("encoding size", str(config.encoding_size)),
@@ -150,20 +150,23 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         ("pixels", config.cnn_pixels),
         ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
         ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),
-        ("iteration", str(checkpoint.iteration)),
+        ("iteration", str(checkpoint.record.iteration)),
     ]
-    if checkpoint.best_score is not None:
-        facts.append(("best score", f"{checkpoint.best_score:.4f}"))
-    for name, history in (("training loss", checkpoint.loss_history), ("validation loss", checkpoint.val_loss_history)):
+    if checkpoint.record.best_score is not None:
+        facts.append(("best score", f"{checkpoint.record.best_score:.4f}"))
+    for name, history in (
+        ("training loss", checkpoint.record.loss_history),
+        ("validation loss", checkpoint.record.val_loss_history),
+    ):
         if history:
             last = max(history)
             facts.append((name, f"{history[last]:.4f} at iteration {last} ({len(history)} recorded)"))
-    if checkpoint.val_lang_stats_history:
-        last = max(checkpoint.val_lang_stats_history)
-        scores = checkpoint.val_lang_stats_history[last]
+    if checkpoint.record.val_lang_stats_history:
+        last = max(checkpoint.record.val_lang_stats_history)
+        scores = checkpoint.record.val_lang_stats_history[last]
         told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(scores.items()))
         facts.append(("scores", f"{told} at iteration {last}"))
-    facts += [(f"option {name}", repr(value)) for name, value in sorted(checkpoint.opt.items())]
+    facts += [(f"option {name}", repr(value)) for name, value in sorted(checkpoint.record.opt.items())]
     return facts
 
 

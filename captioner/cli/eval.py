@@ -204,7 +204,10 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
         if opt.coco_json:
             return open_coco_list(opt.coco_json, opt.image_folder, limit)
         return open_folder(opt.image_folder, opt.recursive, limit)
-    h5, described = opt.input_h5 or model.opt.get("input_h5"), opt.input_json or model.opt.get("input_json")
+    h5, described = (
+        opt.input_h5 or model.record.opt.get("input_h5"),
+        opt.input_json or model.record.opt.get("input_json"),
+    )
     if not (h5 and described) or not opt.model:
         raise InputError(
             "no pictures to caption", remedy="give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE"
@@ -218,7 +221,7 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
 def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Model") -> int:
     """What the user says (0: as in training); 1, the original's default, stands for what is fast here."""
     if opt.batch_size == 0:
-        return int(checkpoint.opt.get("batch_size", 16))
+        return int(checkpoint.record.opt.get("batch_size", 16))
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 

@@ -34,9 +34,9 @@ def export_checkpoint(path: Path, checkpoint: Checkpoint, dtype: StorageType) ->
         "format": "captioner",
         "config": json.dumps(checkpoint.config.to_dict()),
         "vocab": json.dumps({"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer}),
-        "opt": json.dumps(checkpoint.opt),
+        "opt": json.dumps(checkpoint.record.opt),
         "decoding": json.dumps(checkpoint.decoding),
-        "iteration": json.dumps(checkpoint.iteration),
+        "iteration": json.dumps(checkpoint.record.iteration),
     }
     _write_safetensors(path, checkpoint.state_dict, metadata, _float_type(path, dtype))
 

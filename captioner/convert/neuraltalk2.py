@@ -16,7 +16,7 @@ from captioner.convert.mapped_file import Mapping, copy_float32, map_file
 from captioner.convert.torch7 import TorchObject, parse_torch7
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.model.checkpoint import Checkpoint
+from captioner.model.checkpoint import Checkpoint, TrainingRecord
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 
@@ -121,17 +121,9 @@ def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
     }
     iteration = table.get("iter")
     iteration = iteration if isinstance(iteration, int) else 0
-    return Checkpoint(
-        config,
-        vocab,
-        {
-            **{f"encoder.{name}": torch.from_numpy(value) for name, value in encoder.items()},
-            **{f"decoder.{name}": torch.from_numpy(value) for name, value in decoder.items()},
-        },
+    record = TrainingRecord(
         opt=opt,
         iteration=iteration,
-        # So that captions and losses are the original's to the last digits that float32 gives.
-        decoding={"suppress_unk": 0, "precision": "fp32"},
         loss_history=_history(table, "loss_history"),
         val_loss_history=losses,
         val_lang_stats_history=scores,
@@ -143,6 +135,12 @@ def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
         # train.lua's measure of the best: CIDEr where it was computed, else the negative loss.
         best_score=scores.get(iteration, {}).get("CIDEr", -losses[iteration] if iteration in losses else None),
     )
+    weights = {
+        **{f"encoder.{name}": torch.from_numpy(value) for name, value in encoder.items()},
+        **{f"decoder.{name}": torch.from_numpy(value) for name, value in decoder.items()},
+    }
+    # So that captions and losses are the original's to the last digits that float32 gives.
+    return Checkpoint(config, vocab, weights, record, decoding={"suppress_unk": 0, "precision": "fp32"})
 
 
 class _Copy:

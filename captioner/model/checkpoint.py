@@ -1,8 +1,6 @@
-"""The one place that saves and loads checkpoints and reports."""
+"""The one place that saves and loads models."""
 
 import dataclasses
-import json
-import math
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -26,12 +24,9 @@ StorageType = Literal["float32", "float16", "int8"]
 
 
 @dataclass
-class Checkpoint:
-    """A trained model and how it came about; histories map iteration → value."""
+class TrainingRecord:
+    """How far a training run has come, and what it saw on the way; histories map iteration → value."""
 
-    config: ModelConfig
-    vocab: Vocab
-    state_dict: dict[str, Tensor]
     opt: dict[str, Any] = field(default_factory=dict)
     iteration: int = 0
     loss_history: dict[int, float] = field(default_factory=dict)
@@ -39,12 +34,22 @@ class Checkpoint:
     val_lang_stats_history: dict[int, dict[str, float]] = field(default_factory=dict)
     val_predictions: list[dict[str, Any]] = field(default_factory=list)
     best_score: float | None = None
+
+
+@dataclass
+class Checkpoint:
+    """A trained model as it stands in a file: its shape, its words, its weights, and how it came about."""
+
+    config: ModelConfig
+    vocab: Vocab
+    state_dict: dict[str, Tensor]
+    record: TrainingRecord = field(default_factory=TrainingRecord)
     # Search options that suit this model when the user gives none, e.g. {"suppress_unk": 1}.
     decoding: dict[str, Any] = field(default_factory=dict)
 
 
-# Fields stored as they are; config, vocab and state_dict need translation.
-_PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(Checkpoint) if f.name not in ("config", "vocab", "state_dict"))
+# The record's fields stand in the file one by one, beside the model's.
+_RECORD_FIELDS = tuple(f.name for f in dataclasses.fields(TrainingRecord))
 
 
 def bundled_model_path() -> Path:
@@ -70,7 +75,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: StorageType
         InputError: the file cannot be written.
     """
     with atomic_write(path) as stream:
-        torch.save(_to_plain(checkpoint, dtype), stream)
+        torch.save(to_plain(checkpoint, dtype), stream)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,20 +85,27 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: no such file, not one of ours, damaged, or holding anything but plain types and tensors.
     """
     path = Path(path)
-    return _from_plain(load_plain(path), path)
+    return from_plain(load_plain(path), path)
 
 
-def _to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
+def to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
+    """The content of the file: plain types and tensors alone."""
     return {
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.to_dict(),
         "vocab": {"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer},
         "state_dict": {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()},
-        **{name: getattr(checkpoint, name) for name in _PLAIN_FIELDS},
+        "decoding": checkpoint.decoding,
+        **{name: getattr(checkpoint.record, name) for name in _RECORD_FIELDS},
     }
 
 
-def _from_plain(content: Any, path: Path) -> Checkpoint:
+def from_plain(content: Any, path: Path) -> Checkpoint:
+    """What `to_plain` made, read from the file `path`.
+
+    Raises:
+        InputError: it is something else, or incomplete.
+    """
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(
             f"{path}: not a captioner checkpoint", remedy="convert foreign files with caption-convert first"
@@ -102,7 +114,7 @@ def _from_plain(content: Any, path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: checkpoint format {content['format_version']!r}", expected=f"format {FORMAT_VERSION}"
         )
-    missing = [name for name in ("config", "vocab", "state_dict", *_PLAIN_FIELDS) if name not in content]
+    missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
     if missing:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}", remedy="it is damaged or incomplete")
     config = ModelConfig.from_dict(content["config"], str(path))
@@ -112,7 +124,8 @@ def _from_plain(content: Any, path: Path) -> Checkpoint:
     if vocab.size != config.vocab_size:
         raise InputError(f"{path}: the vocabulary has {vocab.size} words, the model {config.vocab_size}")
     state_dict = {name: _restore(stored, f"{path}: {name}") for name, stored in content["state_dict"].items()}
-    return Checkpoint(config, vocab, state_dict, **{name: content[name] for name in _PLAIN_FIELDS})
+    record = TrainingRecord(**{name: content[name] for name in _RECORD_FIELDS})
+    return Checkpoint(config, vocab, state_dict, record, content["decoding"])
 
 
 def load_plain(path: Path) -> Any:
@@ -146,73 +159,6 @@ def _not_pytorch(path: Path) -> InputError:
         expected="a .pt file from caption-train or caption-convert",
         remedy="caption-convert makes one of a neuraltalk2 .t7" if path.suffix == ".t7" else "",
     )
-
-
-@dataclass
-class ResumeState:
-    """All that a stopped run needs: the model after `checkpoint.iteration` updates, and its optimisers.
-
-    Nothing else has a state: sampler, captions, crops and dropout follow from the seed and the iteration.
-    """
-
-    checkpoint: Checkpoint
-    optimizers: dict[str, Any]
-    first_loss: float | None
-
-
-def save_resume_state(path: str | Path, state: ResumeState) -> None:
-    """Write the resume state of a run whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    content = {
-        **_to_plain(state.checkpoint, "float32"),
-        "optimizers": state.optimizers,
-        "first_loss": state.first_loss,
-    }
-    with atomic_write(path) as stream:
-        torch.save(content, stream)
-
-
-def load_resume_state(path: str | Path) -> ResumeState:
-    """Read a resume state.
-
-    Raises:
-        InputError: no such file, damaged, or a checkpoint without resume state.
-    """
-    path = Path(path)
-    content = load_plain(path)
-    if not isinstance(content, dict) or not {"optimizers", "first_loss"} <= content.keys():
-        raise InputError(
-            f"{path}: holds no resume state", remedy="name a run's …_resume.pt, or use --start_from for weights alone"
-        )
-    return ResumeState(_from_plain(content, path), content["optimizers"], content["first_loss"])
-
-
-def write_report(path: str | Path, checkpoint: Checkpoint) -> None:
-    """The original's `model_id<ID>.json`: opt, iter, histories and predictions, readable by its notebooks."""
-    report = {
-        "opt": checkpoint.opt,
-        "iter": checkpoint.iteration,
-        "loss_history": checkpoint.loss_history,
-        "val_loss_history": checkpoint.val_loss_history,
-        "val_lang_stats_history": checkpoint.val_lang_stats_history,
-        "val_predictions": checkpoint.val_predictions,
-    }
-    with atomic_write(path, "w", encoding="utf-8") as stream:
-        json.dump(_without_nan(report), stream, ensure_ascii=False, allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    # JSON has no NaN; browsers refuse a report that holds one.
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value
 
 
 def _store(tensor: Tensor, dtype: StorageType) -> Any:

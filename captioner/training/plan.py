@@ -5,6 +5,7 @@ depends on the images grows in proportion to them. Captions and their lengths ar
 """
 
 import copy
+import dataclasses
 import itertools
 import shutil
 import time
@@ -20,11 +21,26 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from captioner.data.batches import Batch, TrainingBatches
+from captioner.data.batches import VALIDATION_BATCH, Batch, TrainingBatches
 from captioner.data.dataset import Dataset
 from captioner.data.images import IMAGE_SIZE
-from captioner.model.caption_model import CaptionModel
-from captioner.runtime.precision import prepare_for_inference
+from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.checkpoint import Checkpoint
+from captioner.runtime.device import choose_device
+from captioner.runtime.memory import keep_freed_memory
+from captioner.runtime.precision import inference_dtype, prepare_for_inference, training_dtype
+from captioner.runtime.processes import Processes, process_group
+from captioner.training import presets
+from captioner.training.loop import update
+from captioner.training.options import TrainingOptions, stages_of
+from captioner.training.setup import (
+    files_of,
+    fresh_checkpoint,
+    last_iteration,
+    make_trainer,
+    require_matching,
+    validation_images,
+)
 from captioner.training.trainer import Trainer
 
 MEASURED_SECONDS = 4.0  # what measuring the time of one kind of iteration may take, about
@@ -79,6 +95,95 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
 
 
+def plan(given: Mapping[str, Any]) -> Iterator[str]:
+    """What --plan 1 prints, line by line; nothing is written or fetched, and no state is looked for.
+
+    Args:
+        given: options of caption-train by name, only those that were given.
+
+    Raises:
+        InputError: an option, the data or the weights are at fault.
+    """
+    stages = stages_of(given)
+    for options in stages:
+        options.check()
+    keep_freed_memory()
+    device = choose_device(stages[0].gpuid)
+    with process_group(device) as processes:
+        if processes.is_main:
+            yield from _plan_stages(stages, device, processes)
+        processes.wait()
+
+
+def _plan_stages(stages: list[TrainingOptions], device: torch.device, processes: Processes) -> Iterator[str]:
+    start = None  # stage 2 goes on with the model of stage 1, which needs no training to be measured
+    for options in stages:
+        dataset = Dataset.open(options.input_h5, options.input_json)
+        if start is None:
+            # torchvision's weights have the shapes of random ones, and need not be downloaded for a plan.
+            cnn_model = "random" if options.cnn_model == "imagenet" else options.cnn_model
+            start_from = options.start_from or (str(files_of(options, 1).best) if options.stage == 2 else "")
+            start = fresh_checkpoint(dataclasses.replace(options, cnn_model=cnn_model, start_from=start_from), dataset)
+            require_matching(start, dataset, options)
+        if options.preset and options.stage:
+            yield presets.describe(options.preset, options.stage, dataclasses.asdict(options))
+        yield from _plan_stage(options, start, dataset, device, processes)
+
+
+def _plan_stage(
+    options: TrainingOptions, start: Checkpoint, dataset: Dataset, device: torch.device, processes: Processes
+) -> Iterator[str]:
+    """Measure a few iterations of this process's share, with the CNN frozen and fine-tuned."""
+    indices = dataset.captioned_indices("train")
+    val_indices = validation_images(options, dataset)
+    model = build_model(start).to(device)
+    yield (
+        f"data         {len(indices):,} training and {len(val_indices):,} validation images,"
+        f" {dataset.vocab.size:,} words"
+    )
+    used = [
+        name
+        for name, part in (
+            ("frozen", options.finetune_cnn_after != 0),
+            ("fine-tuning", options.finetune_cnn_after >= 0),
+        )
+        if part
+    ]
+    features = None
+    if options.cache_features:
+        features = stand_in_features(len(dataset.info), options.cache_features, model.encoder.feature_size)
+    share = len(processes.share(options.batch_size))
+    kinds = {}
+    for name in ("frozen", "fine-tuning"):
+        finetune = name == "fine-tuning"
+        of_kind = dataclasses.replace(options, finetune_cnn_after=0 if finetune else -1)
+        kinds[name] = measure(
+            make_trainer(of_kind, model, training_dtype(options.precision, device), Processes()),
+            dataset,
+            indices,
+            finetune=finetune,
+            features=None if finetune else features,
+            batch_size=share,
+            seq_per_img=options.seq_per_img,
+            timed=name in used,
+        )
+    yield from Plan(
+        model,
+        kinds,
+        used,
+        batch_size=share,
+        iterations_per_epoch=len(indices) / options.batch_size,
+        iterations=last_iteration(options, len(indices)),
+        feature_cache=0 if features is None else features.nbytes,
+        validation_images=0 if options.cache_features else len(val_indices),
+        validation_every=options.save_checkpoint_every,
+        image_seconds=seconds_per_image(model, device, inference_dtype(options.precision, device)),
+        validation_bytes=0 if options.cache_features else validation_bytes(model, device, VALIDATION_BATCH),
+        device=device,
+        folder=Path(options.checkpoint_path or "."),
+    ).lines()
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of training: with the CNN frozen, or fine-tuned. Sizes in bytes.
@@ -128,10 +233,10 @@ def measure(
 
     def step(size: int) -> float:
         started = time.perf_counter()
-        float(trainer.step(batch_of[size], 0, rate_factor=1.0, finetune=finetune))  # float() waits for a GPU
+        float(update(trainer, batch_of[size], 0, rate_factor=1.0, finetune=finetune))  # float() waits for a GPU
         return time.perf_counter() - started
 
-    trained = [*trainer.lm_parameters, *(trainer.cnn_parameters if finetune else [])]
+    trained = [p for group in trainer.trained(finetune) for p in group.parameters]
     batch_of = {size: batch(size) for size in (1, 3)}
     step(1)  # optimisers make their states in the first step
     peaks = {}
@@ -150,8 +255,7 @@ def measure(
             batch_of[size] = batch(size)
             times[size] = min(step(size) for _ in range(3))
         seconds = _extrapolate(times, batch_size)
-    optimizers = [trainer.lm_optimizer, trainer.cnn_optimizer]
-    states = [optimizer.state for optimizer in optimizers if optimizer is not None]
+    states = [group.optimizer.state for group in trainer.groups.values()]
     return Kind(
         trained=_numel(trained),
         optimizer=sum(t.nbytes for t in tree_iter([dict(state) for state in states]) if isinstance(t, Tensor)),

@@ -1,22 +1,19 @@
 """A training run as seen from outside: its files and its log lines."""
 
+import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from captioner.data.batches import Batch
-from captioner.model.checkpoint import (
-    Checkpoint,
-    ResumeState,
-    save_checkpoint,
-    save_resume_state,
-    write_report,
-)
-from captioner.training.health_checks import LossMonitor
+from captioner.model.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
+from captioner.runtime.files import atomic_write
+from captioner.training.resume import ResumeState, save_resume_state
 from captioner.training.tensorboard import EventLog
-from captioner.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -47,31 +44,28 @@ class RunFiles:
                 os.replace(path, previous)
                 log.info("an earlier run's %s is now %s", path.name, previous.name)
 
-    def save_checkpoints(self, record: Checkpoint, trainer: Trainer, better: bool) -> None:
+    def save_models(self, model: Checkpoint, better: bool) -> None:
         """Write the report and the last checkpoint, and the best one if this is `better` than all before.
 
         Raises:
-            InputError: the weights are not finite, or a file cannot be written; those of before are still there.
+            InputError: a file cannot be written; that of before is still there.
         """
-        trainer.require_sound_weights(record.iteration)
-        if trainer.processes.is_main:
-            record.state_dict = trainer.model.state_dict()
-            if better:
-                save_checkpoint(self.best, record)
-            save_checkpoint(self.last, record)
-            write_report(self.report, record)
+        if better:
+            save_checkpoint(self.best, model)
+        save_checkpoint(self.last, model)
+        write_report(self.report, model.record)
 
-    def save_state(self, record: Checkpoint, trainer: Trainer, monitor: LossMonitor) -> None:
-        """Write the resume state, after making sure that loss and weights are sound.
+    def save_state(self, state: ResumeState) -> None:
+        """Write the resume state.
 
         Raises:
-            InputError: they are not, or the file cannot be written; that of before is still there.
+            InputError: the file cannot be written; that of before is still there.
         """
-        monitor.flush()
-        trainer.require_sound_weights(record.iteration)
-        if trainer.processes.is_main:
-            record.state_dict = trainer.model.state_dict()
-            save_resume_state(self.resume, ResumeState(record, trainer.optimizer_states(), monitor.first))
+        save_resume_state(self.resume, state)
+        self.state_is_saved()
+
+    def state_is_saved(self) -> None:
+        """The clock of `state_is_old` starts anew, also in the processes that write nothing."""
         self._state_saved_at = time.monotonic()
 
     def state_is_old(self) -> bool:
@@ -117,3 +111,28 @@ class Progress:
             else "",
         )
         self._since, self._iteration, self._waited = now, iteration, 0.0
+
+
+def write_report(path: str | Path, record: TrainingRecord) -> None:
+    """The original's `model_id<ID>.json`: opt, iter, histories and predictions, readable by its notebooks."""
+    report = {
+        "opt": record.opt,
+        "iter": record.iteration,
+        "loss_history": record.loss_history,
+        "val_loss_history": record.val_loss_history,
+        "val_lang_stats_history": record.val_lang_stats_history,
+        "val_predictions": record.val_predictions,
+    }
+    with atomic_write(path, "w", encoding="utf-8") as stream:
+        json.dump(_without_nan(report), stream, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    # JSON has no NaN; browsers refuse a report that holds one.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from captioner.errors import InputError
-from captioner.model.checkpoint import Checkpoint
+from captioner.model.checkpoint import TrainingRecord
 
 CAPTIONS_SHOWN = 8
 
@@ -21,7 +21,7 @@ class EventLog:
         InputError: the package is not installed.
     """
 
-    def __init__(self, folder: Path, record: Checkpoint) -> None:
+    def __init__(self, folder: Path, record: TrainingRecord) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -37,7 +37,7 @@ class EventLog:
         self._writer.add_scalar("loss/training", loss, iteration)
         self._writer.flush()  # a killed run shall lack nothing from before the state it goes on from
 
-    def validation(self, record: Checkpoint) -> None:
+    def validation(self, record: TrainingRecord) -> None:
         """The record's last validation: its loss, its scores and the first captions."""
         step = record.iteration
         self._writer.add_scalar("loss/validation", record.val_loss_history[step], step)

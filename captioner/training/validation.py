@@ -11,7 +11,7 @@ from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import Totals, captions_of, evaluate
 from captioner.metrics import score
-from captioner.model.checkpoint import Checkpoint
+from captioner.model.checkpoint import TrainingRecord
 from captioner.search import SearchOptions
 from captioner.training.health_checks import warn_of_captions
 from captioner.training.trainer import Trainer
@@ -43,7 +43,7 @@ class Validation:
         unk_id = dataset.vocab.unk_id
         self.search_options = SearchOptions(beam_size=1, suppress=(unk_id,) if unk_id else ())
 
-    def __call__(self, record: Checkpoint) -> bool:
+    def __call__(self, record: TrainingRecord) -> bool:
         """Enter loss, scores and captions into the record; returns whether this is the best score so far."""
         loss, found = self._evaluate()
         captions = [caption.text for caption in found]

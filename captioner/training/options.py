@@ -1,0 +1,156 @@
+"""What a training run is asked for: every option of caption-train with its default, and the stages of a preset."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from captioner.errors import InputError
+from captioner.training.presets import PRESETS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of one run, or of one stage of it; `caption-train --help` says what each of them means.
+
+    Names and defaults are the original's where it has the option. The checkpoint and the report keep them.
+    """
+
+    # recipe
+    preset: str | None = None
+    stages: str | None = None
+    stage: int | None = None  # the stage of the preset that these options belong to
+    # data
+    input_h5: str = "coco/data.h5"
+    input_json: str = "coco/data.json"
+    cnn_proto: str = ""
+    cnn_model: str = "imagenet"
+    start_from: str = ""
+    grow_vocab: bool = False
+    resume: str = ""
+    # model
+    rnn_size: int = 512
+    num_layers: int = 1
+    input_encoding_size: int = 512
+    drop_prob_lm: float = 0.5
+    cnn_layer: Literal["fc7", "pool5"] = "fc7"
+    cnn_pixels: Literal["caffe", "torchvision"] | None = None
+    # optimisation
+    max_iters: int = -1
+    epochs: float = 0
+    batch_size: int = 16
+    accumulate: int = 1
+    grad_clip: float = 0.1
+    finetune_cnn_after: int = -1
+    finetune_cnn_layers: int = 1
+    seq_per_img: int = 5
+    optim: str = "adam"
+    learning_rate: float = 4e-4
+    learning_rate_decay_start: int = -1
+    learning_rate_decay_every: int = 50000
+    optim_alpha: float = 0.8
+    optim_beta: float = 0.999
+    optim_epsilon: float = 1e-8
+    cnn_optim: str = "adam"
+    cnn_optim_alpha: float = 0.8
+    cnn_optim_beta: float = 0.999
+    cnn_learning_rate: float = 1e-5
+    cnn_weight_decay: float = 0
+    shuffle: bool = True
+    # evaluation and checkpoints
+    val_images_use: int = 3200
+    save_checkpoint_every: int = 2500
+    checkpoint_path: str = ""
+    language_eval: bool = False
+    losses_log_every: int = 25
+    tensorboard: bool = False
+    id: str = ""
+    # machine
+    backend: str = "cudnn"
+    seed: int = 123
+    gpuid: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    num_workers: int = 2
+    cache_features: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "TrainingOptions":
+        """The options with the given values, and the defaults for the rest.
+
+        Raises:
+            InputError: there is no such option.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            raise InputError(f"training has no option {unknown[0]!r}", remedy="caption-train --help lists them")
+        values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+        return cls(**values)
+
+    def check(self) -> None:
+        """Refuse contradictions before anything is read.
+
+        Raises:
+            InputError: two options exclude each other, or a value is out of range.
+        """
+        if self.start_from and self.resume not in ("", "auto"):
+            raise InputError("--start_from and --resume FILE exclude each other", expected="one of them")
+        if self.grow_vocab and not self.start_from:
+            raise InputError("--grow_vocab needs a model to start from", remedy="name it with --start_from")
+        if self.max_iters >= 0 and self.epochs > 0:
+            raise InputError("--max_iters and --epochs exclude each other", expected="one of them")
+        if self.cache_features and self.finetune_cnn_after >= 0:
+            raise InputError(
+                "--cache_features needs a frozen CNN, but --finetune_cnn_after trains it",
+                remedy="train with cached features first, then fine-tune with --start_from",
+            )
+        if not 0 <= self.drop_prob_lm < 1:
+            raise InputError(f"--drop_prob_lm is {self.drop_prob_lm}", expected="at least 0 and below 1")
+        for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} is {getattr(self, name)}", expected="a number above 0")
+        if self.cnn_proto:
+            log.info("--cnn_proto is not needed: the layers of VGG16 are known")
+
+
+def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
+    """The options of each stage to run; without a preset there is one.
+
+    Args:
+        given: options by name, only those that were given: they come before the preset's.
+
+    Raises:
+        InputError: an option that is unknown, or that no stage can follow.
+    """
+    asked = TrainingOptions.of(given)
+    if not asked.preset:
+        if asked.stages:
+            raise InputError(
+                "--stages needs a recipe", expected=f"--preset {'|'.join(PRESETS)}", remedy="or leave --stages out"
+            )
+        return [asked]
+    if asked.preset not in PRESETS or asked.stages not in (None, "1", "2", "1,2"):
+        raise InputError(
+            f"there is no preset {asked.preset!r} with stages {asked.stages!r}",
+            expected=f"one of {', '.join(PRESETS)} with stages 1, 2 or 1,2",
+        )
+    numbers = [int(number) for number in (asked.stages or "1,2").split(",")]
+    if len(numbers) > 1 and asked.resume not in ("", "auto"):
+        raise InputError("--resume FILE is the state of one stage", remedy="add --stages 1 or --stages 2")
+    stages = []
+    for number in numbers:
+        values = dict(PRESETS[asked.preset][number])
+        if asked.max_iters >= 0:
+            del values["epochs"]
+        if asked.resume not in ("", "auto"):  # its weights come from there
+            values.pop("start_from", None)
+            values.pop("grow_vocab", None)
+        stages.append(TrainingOptions.of({**values, **given, "stage": number}))
+    if len(stages) > 1:  # each stage takes what is meant for it
+        stages[0] = dataclasses.replace(stages[0], finetune_cnn_after=-1)
+        stages[1] = dataclasses.replace(stages[1], cache_features=0, start_from="", grow_vocab=False)
+    return stages

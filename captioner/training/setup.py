@@ -1,0 +1,131 @@
+"""The parts of a training run, made as its options say."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from captioner.convert.torchvision import read_cnn_weights
+from captioner.data.dataset import Dataset
+from captioner.errors import InputError
+from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
+from captioner.model.config import ModelConfig
+from captioner.model.grow_vocab import grow_vocab
+from captioner.runtime.precision import inference_dtype
+from captioner.runtime.processes import Processes
+from captioner.training.feature_cache import cached_features
+from captioner.training.options import TrainingOptions
+from captioner.training.run_files import RunFiles
+from captioner.training.trainer import Rule, Trainer
+
+
+def files_of(options: TrainingOptions, stage: int | None = None) -> RunFiles:
+    """The files of a run; those of a stage of it, by default its own, carry the stage's number in their names."""
+    stage = stage or options.stage
+    return RunFiles(Path(options.checkpoint_path or "."), options.id + (f"_stage{stage}" if stage else ""))
+
+
+def last_iteration(options: TrainingOptions, num_images: int) -> int | None:
+    """Where --max_iters or --epochs ends a run over so many training images; None: nowhere."""
+    if options.epochs > 0:
+        return math.ceil(options.epochs * num_images / options.batch_size)
+    return options.max_iters if options.max_iters >= 0 else None
+
+
+def validation_images(options: TrainingOptions, dataset: Dataset) -> np.ndarray:
+    """The images that say which model is best: int64 rows of the data set."""
+    indices = dataset.captioned_indices("val")
+    return indices if options.val_images_use < 0 else indices[: options.val_images_use]
+
+
+def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
+    """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
+    record, decoding = TrainingRecord(opt=dataclasses.asdict(options)), {"suppress_unk": 1}
+    if options.start_from:
+        if options.stage == 2 and not Path(options.start_from).exists():
+            raise InputError(
+                f"{options.start_from}: no such file, and stage 2 starts from the best model of stage 1",
+                remedy="run --stages 1,2, or name a model with --start_from",
+            )
+        start = load_checkpoint(bundled_model_path() if options.start_from == "bundled" else options.start_from)
+        if options.grow_vocab:
+            start = grow_vocab(start, dataset.vocab, dataset.max_length, options.seed)
+        config = dataclasses.replace(start.config, drop_prob_lm=options.drop_prob_lm)
+        return Checkpoint(config, start.vocab, start.state_dict, record, decoding)
+    weights = read_cnn_weights(options.cnn_model, options.cnn_layer, options.cnn_pixels)
+    config = ModelConfig(
+        vocab_size=dataset.vocab.size,
+        max_length=dataset.max_length,
+        encoding_size=options.input_encoding_size,
+        rnn_size=options.rnn_size,
+        num_layers=options.num_layers,
+        drop_prob_lm=options.drop_prob_lm,
+        cnn_layer=options.cnn_layer,
+        cnn_pixels=weights.pixels,
+        conv_widths=weights.conv_widths,
+        **({"fc_width": weights.fc_width} if weights.fc_width else {}),
+    )
+    torch.manual_seed(options.seed)
+    model = CaptionModel(config)
+    model.encoder.load_state_dict(weights.state, strict=False)
+    return Checkpoint(config, dataset.vocab, model.state_dict(), record, decoding)
+
+
+def require_matching(start: Checkpoint, dataset: Dataset, options: TrainingOptions) -> None:
+    """The model's words must be the data set's, and its captions no longer than the labels."""
+    move = ", or move it to this data with --start_from and --grow_vocab 1"
+    if start.vocab != dataset.vocab:
+        raise InputError(
+            f"{options.input_json}: its {dataset.vocab.size} words are not the model's {start.vocab.size} words",
+            remedy="prepare the data with the model's vocabulary" + move,
+        )
+    if start.config.max_length != dataset.max_length:
+        raise InputError(
+            f"{options.input_h5}: labels have {dataset.max_length} words, the model {start.config.max_length}",
+            remedy="prepare the data with the model's --max_length" + move,
+        )
+
+
+def make_trainer(options: TrainingOptions, model: CaptionModel, dtype: torch.dtype, processes: Processes) -> Trainer:
+    """The update rules as the options name them."""
+    epsilon = options.optim_epsilon
+    cnn_rule = Rule(
+        options.cnn_optim, options.cnn_learning_rate, options.cnn_optim_alpha, options.cnn_optim_beta, epsilon
+    )
+    return Trainer(
+        model,
+        lm_rule=Rule(options.optim, options.learning_rate, options.optim_alpha, options.optim_beta, epsilon),
+        cnn_rule=cnn_rule if options.finetune_cnn_after >= 0 else None,
+        finetune_from_block=options.finetune_cnn_layers,
+        grad_clip=options.grad_clip,
+        cnn_weight_decay=options.cnn_weight_decay,
+        accumulate=options.accumulate,
+        dtype=dtype,
+        seed=options.seed,
+        processes=processes,
+    )
+
+
+def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) -> np.ndarray | None:
+    """The cached CNN features, computed by the main process if need be; None without --cache_features."""
+    if not options.cache_features:
+        return None
+    folder = Path(options.input_h5).resolve().parent
+
+    def load() -> np.ndarray:
+        return cached_features(
+            trainer.model,
+            dataset,
+            folder,
+            crops=options.cache_features,
+            device=trainer.device,
+            dtype=inference_dtype(options.precision, trainer.device),
+            num_workers=options.num_workers,
+        )
+
+    features = load() if trainer.processes.is_main else None
+    trainer.processes.wait()
+    return load() if features is None else features
