@@ -1,0 +1,54 @@
+"""The options that say how captions are searched, for all commands that caption."""
+
+import argparse
+from typing import Any
+
+from captioner.cli.options import (
+    Parser,
+    exponent,
+    factor,
+    flag,
+    non_negative,
+    positive_share,
+    small_size,
+    temperature,
+)
+
+
+def add_search_options(p: Parser) -> None:
+    """Options that say how captions are found."""
+    g = p.add_argument_group("search")
+    g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
+    g.add_argument("--beam_size", type=small_size, default=2, help="beams per image; 1 is greedy")
+    g.add_argument("--temperature", type=temperature, default=1.0, help="sampling: below 1 safer, above 1 wilder")
+    g.add_argument("--top_k", type=non_negative, default=0, help="sampling: among the k likeliest words; 0 all")
+    g.add_argument(
+        "--top_p", type=positive_share, default=1.0, help="sampling: among the likeliest words of this probability"
+    )
+    g.add_argument("--n_best", type=small_size, default=1, help="captions per image, best first")
+    g.add_argument(
+        "--length_penalty", type=exponent, default=0.0, help="rank by logprob / length^this; 0 by probability alone"
+    )
+    g.add_argument("--min_length", type=non_negative, default=0, help="least number of words")
+    g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")
+    g.add_argument("--suppress_unk", type=flag, help="never say UNK (default: as the model file says)")
+    g.add_argument("--diverse_groups", type=small_size, default=1, help="groups of beams that avoid each other's words")
+    g.add_argument("--diversity", type=factor, default=0.5, help="how much they avoid them, in log-probability")
+
+
+def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask for, as `captioner.Model` takes it."""
+    return {
+        "beam_size": opt.beam_size,
+        "n_best": opt.n_best,
+        "sample": not opt.sample_max,
+        "temperature": opt.temperature,
+        "top_k": opt.top_k,
+        "top_p": opt.top_p,
+        "length_penalty": opt.length_penalty,
+        "min_length": opt.min_length,
+        "no_repeat_ngram": opt.no_repeat_ngram,
+        "suppress_unk": opt.suppress_unk,
+        "diverse_groups": opt.diverse_groups,
+        "diversity": opt.diversity,
+    }
