@@ -16,7 +16,7 @@ from bench.gpu_train import make_trainer
 from bench.timing import interleave, milliseconds, ratio
 from captioner.data.batches import Batch
 from captioner.model.config import ModelConfig
-from captioner.model.decoder import caption_targets
+from captioner.model.packed_captions import caption_targets
 from captioner.runtime.memory import keep_freed_memory
 from captioner.training.loop import update
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.kernels import can_pack, dropout
-from captioner.model.decoder import Decoder, caption_targets
+from captioner.model.decoder import Decoder
+from captioner.model.packed_captions import caption_targets
 
 MODELS = ("model_1layer", "model_2layer", "train_run")
 

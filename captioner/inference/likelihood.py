@@ -19,7 +19,9 @@ from captioner.data.tokenizers import tokenise
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Likelihood
 from captioner.inference.captioner import Captioner
-from captioner.model.decoder import Decoder, caption_targets
+from captioner.model.attention_decoder import AttentionDecoder
+from captioner.model.decoder import Decoder
+from captioner.model.packed_captions import caption_targets
 
 NUM_OTHERS = 4  # pictures that a caption is also judged with; twice as many find no more
 CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
@@ -74,7 +76,7 @@ def _judge(captioner: Captioner, encoding: Sequence[Tensor], texts: Sequence[str
     judged: list[Likelihood] = []
     for start in range(0, len(texts), CAPTIONS_AT_ONCE):
         some = texts[start : start + CAPTIONS_AT_ONCE]
-        judged += _judge_at_once(captioner, [own.expand(len(some), -1) for own in encoding], some)
+        judged += _judge_at_once(captioner, [own.expand(len(some), *own.shape) for own in encoding], some)
     return judged
 
 
@@ -106,17 +108,17 @@ def _ids(words: Sequence[str], vocab: Vocab) -> Tensor:
     return torch.tensor(vocab.encode(known, len(words)), dtype=torch.long)
 
 
-def target_logprobs(decoder: Decoder, features: Tensor, labels: Tensor) -> Tensor:
+def target_logprobs(decoder: Decoder | AttentionDecoder, features: Tensor, labels: Tensor) -> Tensor:
     """Natural log-probability of every word of a caption and of END after it.
 
     Args:
-        features: (M, E), one image feature per caption.
+        features: (M, E) or (M, G, E), what the decoder sees of the image of each caption.
         labels: (M, D) int64 word ids, 0-padded.
 
     Returns:
         (M, D+1) float32, 0 after END.
     """
     targets = caption_targets(labels, decoder.end_id)  # (M, D+1)
-    logprobs = decoder(features, labels)[:, 1:]  # the image step predicts nothing
+    logprobs = decoder(features, labels)[:, -targets.shape[1] :]  # an image step predicts nothing
     chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
     return chosen.where(targets > 0, 0.0)

@@ -13,7 +13,7 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
-from captioner.search import Hypothesis, SearchOptions, ensemble_step, search
+from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _search(
     single = len(captioner.decoders) == 1
     return search(
         captioner.decoders[0].step if single else ensemble_step([decoder.step for decoder in captioner.decoders]),
-        states[0] if single else states,
+        states[0] if single else EnsembleState(states),
         num_images=len(seeds),
         vocab_size=captioner.vocab.size,
         max_length=captioner.max_length,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from captioner.data.images import crop
 from captioner.errors import InputError
+from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
@@ -21,10 +22,15 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.config = config
         self.normalise = Normalise(config.cnn_pixels)
-        self.encoder = Encoder(config.cnn_layer, config.conv_widths, config.fc_width, config.encoding_size)
-        self.decoder = Decoder(
-            config.vocab_size, config.encoding_size, config.rnn_size, config.num_layers, config.drop_prob_lm
+        attends = config.decoder == "attention"
+        self.encoder = Encoder(
+            config.cnn_layer,
+            config.conv_widths,
+            config.fc_width,
+            config.encoding_size,
+            grid_drop_prob=config.drop_prob_features if attends else None,
         )
+        self.decoder = make_decoder(config)
 
     def forward(
         self,
@@ -92,6 +98,14 @@ class CaptionModel(nn.Module):
         first = sum(2 * convs + 1 for convs in CONVS_BEFORE_POOL[: from_block - 1])  # conv + ReLU each, then a pool
         modules = [self.encoder.features[first:], *self.encoder.cnn_modules()[1:]]
         return [p for module in modules for p in module.parameters()]
+
+
+def make_decoder(config: ModelConfig) -> Decoder | AttentionDecoder:
+    """A new language model of that shape."""
+    sizes = (config.vocab_size, config.encoding_size, config.rnn_size)
+    if config.decoder == "attention":
+        return AttentionDecoder(*sizes, config.attention_heads, config.drop_prob_lm, config.drop_prob_words)
+    return Decoder(*sizes, config.num_layers, config.drop_prob_lm)
 
 
 def build_model(checkpoint: Checkpoint, source: str = "checkpoint") -> CaptionModel:

@@ -16,7 +16,7 @@ from captioner.errors import InputError
 from captioner.model.config import ModelConfig
 from captioner.runtime.files import atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2 knows attending models; others are written as 1, for older readers
 ASSETS = Path(str(resources.files("captioner"))) / "assets"  # what comes with the package
 BUNDLED_MODEL = "captioner-flickr8k.pt"
 
@@ -91,7 +91,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
     """The content of the file: plain types and tensors alone."""
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": checkpoint.config.format_version,
         "config": checkpoint.config.to_dict(),
         "vocab": {"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer},
         "state_dict": {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()},
@@ -110,9 +110,10 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: not a captioner checkpoint", remedy="convert foreign files with caption-convert first"
         )
-    if content["format_version"] != FORMAT_VERSION:
+    if content["format_version"] not in FORMAT_VERSIONS:
         raise InputError(
-            f"{path}: checkpoint format {content['format_version']!r}", expected=f"format {FORMAT_VERSION}"
+            f"{path}: checkpoint format {content['format_version']!r}",
+            expected=f"format {' or '.join(map(str, FORMAT_VERSIONS))}",
         )
     missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
     if missing:

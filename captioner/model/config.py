@@ -2,14 +2,25 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from captioner.errors import InputError
 from captioner.model.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 
+DecoderKind = Literal["lstm", "attention"]
+
+CHOICES = {"cnn_layer": get_args(CnnLayer), "cnn_pixels": get_args(Pixels), "decoder": get_args(DecoderKind)}
+# Fields that version 1 of the checkpoint format did not have; its models have their default values.
+OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_features")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to rebuild a model; saved with its weights."""
+    """Everything needed to rebuild a model; saved with its weights.
+
+    The last three fields are the attending decoder's: heads, and dropout of the embedded words and of the grid;
+    `drop_prob_lm` is the dropout before the output layer of either decoder.
+    """
 
     vocab_size: int
     max_length: int = 16
@@ -21,10 +32,20 @@ class ModelConfig:
     cnn_pixels: Pixels = "caffe"
     conv_widths: tuple[int, ...] = VGG16_WIDTHS
     fc_width: int = VGG16_FC_WIDTH
+    decoder: DecoderKind = "lstm"
+    attention_heads: int = 8
+    drop_prob_words: float = 0.3
+    drop_prob_features: float = 0.2
+
+    @property
+    def format_version(self) -> int:
+        """The first version of the checkpoint format whose readers know this model."""
+        return 1 if self.decoder == "lstm" else 2
 
     def to_dict(self) -> dict:
-        """Plain types only, for the checkpoint."""
-        return {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
+        """Plain types only, for the checkpoint; without what only other decoders have, for older readers' sake."""
+        values = {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
+        return {name: value for name, value in values.items() if self.decoder != "lstm" or name not in OF_ATTENTION}
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "ModelConfig":
@@ -34,17 +55,53 @@ class ModelConfig:
             InputError: a field is missing, unknown or of the wrong kind.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        if "decoder" not in values:
+            values = {**{name: fields[name].default for name in OF_ATTENTION}, **values}
         unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
         if unknown or missing:
             problem = f"unknown {unknown}" if unknown else f"missing {missing}"
             raise InputError(f"{source}: its model config has {problem}", remedy="was it written by another version?")
-        for name, choices in (("cnn_layer", ("fc7", "pool5")), ("cnn_pixels", ("caffe", "torchvision"))):
+        for name, choices in CHOICES.items():
             if values[name] not in choices:
                 raise InputError(f"{source}: {name} is {values[name]!r}", expected=" or ".join(choices))
-        for name in ("vocab_size", "max_length", "encoding_size", "rnn_size", "num_layers", "fc_width"):
+        for name in (
+            "vocab_size",
+            "max_length",
+            "encoding_size",
+            "rnn_size",
+            "num_layers",
+            "fc_width",
+            "attention_heads",
+        ):
             if not isinstance(values[name], int) or values[name] < 1:
                 raise InputError(f"{source}: {name} is {values[name]!r}", expected="a positive whole number")
         widths = values["conv_widths"]
         if not isinstance(widths, list) or len(widths) != len(VGG16_WIDTHS) or any(type(w) is not int for w in widths):
             raise InputError(f"{source}: conv_widths is {widths!r}", expected=f"{len(VGG16_WIDTHS)} whole numbers")
-        return cls(**{**values, "conv_widths": tuple(widths)})
+        config = cls(**{**values, "conv_widths": tuple(widths)})
+        config.require_sound(f"{source}: ")
+        return config
+
+    def require_sound(self, where: str = "") -> None:
+        """Refuse what no model can be.
+
+        Raises:
+            InputError: two fields contradict each other, or a probability is none; the message begins with `where`.
+        """
+        for name in ("drop_prob_lm", "drop_prob_words", "drop_prob_features"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise InputError(f"{where}{name} is {value!r}", expected="at least 0 and below 1")
+        if self.decoder == "lstm":
+            return
+        if self.cnn_layer != "pool5":
+            raise InputError(
+                f"{where}decoder attention looks at the grid of pool5, not at {self.cnn_layer}",
+                remedy="choose --cnn_layer pool5",
+            )
+        if self.num_layers != 1:
+            raise InputError(f"{where}decoder attention has two LSTMs of one layer", remedy="leave --num_layers at 1")
+        if self.rnn_size % self.attention_heads:
+            raise InputError(
+                f"{where}rnn_size {self.rnn_size} is no multiple of the {self.attention_heads} attention heads"
+            )

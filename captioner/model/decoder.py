@@ -8,14 +8,31 @@ the caption, and END after its last word; step 0 predicts nothing. Ids are 1-bas
 one embedding row, 0 is padding.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
+from captioner.model.packed_captions import pack_captions
+from captioner.model.search_step import log_softmax, lstm_cell, widen
 
-# h and c, each (L, R, H).
-State = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class LSTMState:
+    """A running search: h and c, each (L, R, H), the latter float32 or wider."""
+
+    h: Tensor
+    c: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.h.device
+
+    def select(self, rows: Tensor) -> "LSTMState":
+        """The state whose row i goes on from row rows[i] of this one."""
+        return LSTMState(self.h.index_select(1, rows), self.c.index_select(1, rows))
 
 
 class Decoder(nn.Module):
@@ -72,7 +89,7 @@ class Decoder(nn.Module):
         start = tokens.new_full((1, len(labels)), self.end_id)
         words = self.embedding(torch.cat([start, tokens]) - 1)  # (D+1, N, E)
         hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
-        return _log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
+        return log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
 
     def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
@@ -86,29 +103,14 @@ class Decoder(nn.Module):
         Returns:
             The sum as a scalar, and the number of targets it is over.
         """
-        labels, device = labels.cpu(), encodings.device  # arranged on the CPU, so that a GPU never waits for it
-        targets = caption_targets(labels, self.end_id)  # (N, D+1)
-        steps = torch.arange(1, targets.shape[1] + 1)
-        lengths = torch.where(targets > 0, steps, 0).amax(dim=1) + 1  # steps a caption needs, the image's among them
-        # Longest first: then the captions still running at step t are the first counts[t] rows, and the LSTM and the
-        # output layer never see a step after the last target.
-        order = lengths.argsort(descending=True, stable=True)
-        lengths, targets = lengths[order], targets[order]
-        counts = (lengths.unsqueeze(0) > torch.arange(int(lengths[0])).unsqueeze(1)).sum(1).tolist()
-
-        inputs = F.pad(labels[order], (1, 0), value=self.end_id).clamp(min=1)  # (N, D+1): START, then the words
-        running = [slice(0, count) for count in counts[1:]]
-        tokens = torch.cat([inputs[rows, t] for t, rows in enumerate(running)])  # (P,) step by step
-        targets = torch.cat([targets[rows, t] for t, rows in enumerate(running)])
-        order, tokens = order.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
-        words = torch.cat([encodings[image_of_caption][order], self.embedding(tokens - 1)])
-        hidden = run_lstm(self.lstm, words, counts)[counts[0] :]  # (P, H), without the image step
-        has_target = targets > 0
-        if not has_target.all():  # only captions with a 0 amid their words have steps without a target here
-            hidden, targets = hidden[has_target.to(device)], targets[has_target]
-        columns = (targets - 1).to(device, non_blocking=True)
+        device = encodings.device
+        captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
+        order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
+        inputs = torch.cat([encodings[image_of_caption[order]], self.embedding(tokens - 1)])
+        hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
+        hidden, columns = captions.with_targets(hidden)
         hidden = dropout(hidden, self.drop_prob, self.training)
-        return output_loss(hidden, self.output.weight, self.output.bias, columns), len(targets)
+        return output_loss(hidden, self.output.weight, self.output.bias, columns), len(columns)
 
     def pack(self) -> None:
         """Prepare for searches in bfloat16 on a CPU, as PackedLinear describes; only `start` and `step` work then."""
@@ -116,13 +118,13 @@ class Decoder(nn.Module):
         self.packed = [(PackedLinear(w_ih, b_ih), PackedLinear(w_hh, b_hh)) for w_ih, w_hh, b_ih, b_hh in layers]
         self.output = PackedLinear(self.output.weight, self.output.bias)
 
-    def start(self, features: Tensor) -> State:
+    def start(self, features: Tensor) -> LSTMState:
         """State after the image step, for features (R, E); the next token to feed is START."""
         weight = self.output.weight
         h = weight.new_zeros(self.lstm.num_layers, len(features), self.lstm.hidden_size)
-        return self._advance(features.to(weight.dtype), (h, _widen(h)))
+        return self._advance(features.to(weight.dtype), LSTMState(h, widen(h)))
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """Feed one token per row.
 
         Args:
@@ -133,9 +135,9 @@ class Decoder(nn.Module):
             Log-probabilities (R, V+1), float32 or wider, of the next id, and the state after this one.
         """
         state = self._advance(self.embedding(tokens - 1), state)
-        return _log_softmax(self.output(state[0][-1])), state
+        return log_softmax(self.output(state.h[-1])), state
 
-    def _advance(self, inputs: Tensor, state: State) -> State:
+    def _advance(self, inputs: Tensor, state: LSTMState) -> LSTMState:
         """One LSTM step for inputs (R, E), without dropout: searches run in evaluation mode.
 
         With half-precision weights the products are in half precision, but the cell, which sums over all steps,
@@ -145,32 +147,11 @@ class Decoder(nn.Module):
         for layer in range(self.lstm.num_layers):
             if self.packed:
                 from_input, from_hidden = self.packed[layer]
-                gates = from_input(inputs) + from_hidden(state[0][layer])
+                gates = from_input(inputs) + from_hidden(state.h[layer])
             else:
                 w_ih, w_hh, b_ih, b_hh = lstm_weights(self.lstm, layer)
-                gates = F.linear(inputs, w_ih, b_ih) + F.linear(state[0][layer], w_hh, b_hh)
-            i, f, g, o = _widen(gates).chunk(4, dim=1)
-            cell = f.sigmoid() * state[1][layer] + i.sigmoid() * g.tanh()
-            inputs = (o.sigmoid() * cell.tanh()).to(inputs.dtype)
+                gates = F.linear(inputs, w_ih, b_ih) + F.linear(state.h[layer], w_hh, b_hh)
+            inputs, cell = lstm_cell(gates, state.c[layer])
             h.append(inputs)
             c.append(cell)
-        return torch.stack(h), torch.stack(c)
-
-
-def caption_targets(labels: Tensor, end_id: int) -> Tensor:
-    """What each step after the image step shall predict: (N, D) ids, 0-padded -> (N, D+1), 0 where nothing.
-
-    The words themselves, and END at the first 0 or after a caption of full length.
-    """
-    targets = F.pad(labels, (0, 1))
-    first_null = (targets == 0).to(torch.uint8).argmax(dim=1, keepdim=True)
-    return targets.scatter(1, first_null, end_id)
-
-
-def _widen(logits: Tensor) -> Tensor:
-    """Half precision is enough for products, not for sums over the vocabulary or over time."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return LSTMState(torch.stack(h), torch.stack(c))

@@ -1,6 +1,7 @@
 """VGG16 as an image encoder (Simonyan & Zisserman 2014; original: misc/net_utils.lua).
 
-Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512), E encoding size.
+Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512), G cells of the last grid (49),
+E encoding size.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CnnLayer = Literal["fc7", "pool5"]
 Pixels = Literal["caffe", "torchvision"]
@@ -16,6 +18,8 @@ VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_FC_WIDTH = 4096
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
 LAST_GRID = 7  # 224 pixels halved five times
+GRID_SCALE = 0.36  # brings the roots of pool5's activations (up to about 11) to what 8 bits of 1/64 hold
+NEXT_TO_NOTHING = 1e-4  # activations of pool5 go up to about 100
 # torchvision counts convolutions, ReLUs and poolings alike.
 CONV_NAMES = tuple(f"features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
 FC_NAMES = ("classifier.0", "classifier.3")
@@ -76,7 +80,12 @@ class Encoder(nn.Module):
         conv_widths: output channels of the 13 convolutions; narrow ones make tests fast.
         fc_width: width of fc6 and fc7; unused by pool5.
         encoding_size: E.
+        grid_drop_prob: None: the feature of an image is one vector. Else it is the whole grid of pool5, for a language
+            model that attends to its cells, and this is the dropout of what comes into their projection.
     """
+
+    embed: "nn.Linear | GridEmbedding"
+    feature_shape: tuple[int, ...]
 
     def __init__(
         self,
@@ -84,9 +93,11 @@ class Encoder(nn.Module):
         conv_widths: Sequence[int] = VGG16_WIDTHS,
         fc_width: int = VGG16_FC_WIDTH,
         encoding_size: int = 512,
+        grid_drop_prob: float | None = None,
     ) -> None:
         super().__init__()
         assert len(conv_widths) == sum(CONVS_BEFORE_POOL)
+        assert grid_drop_prob is None or cnn_layer == "pool5"
         self.cnn_layer = cnn_layer
         self.features = nn.Sequential(*_convolutions(conv_widths))
         if cnn_layer == "fc7":
@@ -97,14 +108,20 @@ class Encoder(nn.Module):
                 nn.Linear(fc_width, fc_width),
                 nn.ReLU(inplace=True),
             )
-        self.feature_size = fc_width if cnn_layer == "fc7" else conv_widths[-1]
+        width = fc_width if cnn_layer == "fc7" else conv_widths[-1]
+        self.feature_shape = (width,) if grid_drop_prob is None else (LAST_GRID**2, width)
         # VGG's dropout after fc7 belongs to the projection: cached features come before it.
         self.dropout = nn.Dropout(0.5 if cnn_layer == "fc7" else 0.0)
-        self.embed = nn.Linear(self.feature_size, encoding_size)
+        if grid_drop_prob is None:
+            self.embed = nn.Linear(width, encoding_size)
+        else:
+            self.embed = GridEmbedding(width, encoding_size, grid_drop_prob)
 
     def cnn(self, images: Tensor) -> Tensor:
-        """float (N, 3, 224, 224), normalised → CNN feature (N, F): what a frozen CNN computes once per image."""
+        """float (N, 3, 224, 224), normalised → CNN feature (N, F), or (N, G, C): what a frozen CNN computes once."""
         grid = self.features(images)  # (N, C, 7, 7)
+        if isinstance(self.embed, GridEmbedding):
+            return grid.flatten(2).transpose(1, 2)
         if self.cnn_layer == "pool5":
             return grid.mean(dim=(2, 3))
         return self.classifier(grid.flatten(1).to(self.classifier[0].weight.dtype))
@@ -115,12 +132,44 @@ class Encoder(nn.Module):
         return next((weight.dtype for weight in self.features.parameters()), torch.float32)
 
     def project(self, features: Tensor) -> Tensor:
-        """CNN feature (N, F), of any floating-point type → encoding (N, E), the language model's first input."""
+        """CNN feature, of any floating-point type → what the language model sees: (N, F) → (N, E); grids (N, G, C) →
+        (N, G, E)."""
+        if isinstance(self.embed, GridEmbedding):
+            return self.embed(features)
         return torch.relu(self.embed(self.dropout(features.to(self.embed.weight.dtype))))
 
     def cnn_modules(self) -> list[nn.Module]:
         """The layers whose weights come from ImageNet, as opposed to `embed`, which captions alone train."""
         return [self.features, self.classifier] if self.cnn_layer == "fc7" else [self.features]
+
+
+class GridEmbedding(nn.Module):
+    """A photo's grid of pool5, brought to the language model's width; each cell learns its place.
+
+    Args:
+        channels: C.
+        encoding_size: E.
+        drop_prob: dropout of the channels of each cell, in training mode only.
+    """
+
+    scale: Tensor
+
+    def __init__(self, channels: int, encoding_size: int, drop_prob: float = 0.2) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((channels,), GRID_SCALE))
+        self.position = nn.Parameter(torch.empty(LAST_GRID**2, encoding_size))
+        self.project = nn.Linear(channels, encoding_size)
+        self.norm = nn.LayerNorm(encoding_size)
+        self.dropout = nn.Dropout(drop_prob)
+        if not self.position.is_meta:
+            nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, grids: Tensor) -> Tensor:
+        """(N, G, C), not negative, of any floating-point type → (N, G, E)."""
+        # The square root brings the few large activations nearer to the many small ones. It is steepest at 0: what
+        # is next to nothing counts as nothing, so that fine-tuning has finite gradients.
+        roots = F.threshold(grids.to(self.scale.dtype), NEXT_TO_NOTHING, 0.0).sqrt()
+        return self.norm(self.project(self.dropout(roots * self.scale)) + self.position)
 
 
 def _convolutions(widths: Sequence[int]) -> list[nn.Module]:

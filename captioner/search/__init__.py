@@ -6,6 +6,7 @@ batch. Nothing in a step loops over images or beams.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ from captioner.errors import InputError
 from captioner.search.beam import beam_search
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.paths import follow_paths
-from captioner.search.rules import Step
+from captioner.search.rules import State, Step
 
-__all__ = ["Hypothesis", "SearchOptions", "ensemble_step", "search"]
+__all__ = ["EnsembleState", "Hypothesis", "SearchOptions", "State", "ensemble_step", "search"]
 
 
 @torch.inference_mode()
 def search(
     step: Step,
-    state: Any,
+    state: State,
     *,
     num_images: int,
     vocab_size: int,
@@ -47,11 +48,12 @@ def search(
         For each image its hypotheses, best first: `n_best` of them, different from each other (samples may repeat).
 
     Raises:
-        InputError: an id to suppress is no word.
+        InputError: an id of the options is no word.
     """
-    for word in options.suppress:
-        if not 1 <= word <= vocab_size:
-            raise InputError(f"suppress {word}", expected=f"word ids from 1 to {vocab_size}")
+    for name in ("suppress", "bad_endings"):
+        for word in getattr(options, name):
+            if not 1 <= word <= vocab_size:
+                raise InputError(f"{name} {word}", expected=f"word ids from 1 to {vocab_size}")
     if num_images == 0:
         return []
     if options.beam_size > 1 and not options.sample:
@@ -63,12 +65,26 @@ def search(
     return follow_paths(step, state, num_images, vocab_size, max_length, options, seeds)
 
 
-def ensemble_step(steps: Sequence[Step]) -> Step:
-    """One step that averages the probabilities of several networks; its state is the tuple of theirs."""
+@dataclass(frozen=True)
+class EnsembleState:
+    """The states of several networks, of the same rows."""
 
-    def step(tokens: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        results = [one(tokens, own) for one, own in zip(steps, state, strict=True)]
+    states: tuple[Any, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.states[0].device
+
+    def select(self, rows: Tensor) -> "EnsembleState":
+        return EnsembleState(tuple(state.select(rows) for state in self.states))
+
+
+def ensemble_step(steps: Sequence[Step]) -> Step:
+    """One step that averages the probabilities of several networks, for an `EnsembleState` of theirs."""
+
+    def step(tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
+        results = [one(tokens, own) for one, own in zip(steps, state.states, strict=True)]
         mean = torch.stack([logprobs for logprobs, _ in results]).logsumexp(0) - math.log(len(steps))
-        return mean, tuple(own for _, own in results)
+        return mean, EnsembleState(tuple(own for _, own in results))
 
     return step

@@ -6,7 +6,6 @@ at most, R = N * G * W rows of the network, V words. Ids are 1-based, END = STAR
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from captioner.kernels import topk
 from captioner.search.options import Hypothesis, SearchOptions
-from captioner.search.rules import History, Step, constrain, first_tensor, make_hypothesis, select_rows
+from captioner.search.rules import Rules, State, Step, make_hypothesis
 
 
 @dataclass
@@ -37,22 +36,22 @@ class _BeamStep:
 
 
 def beam_search(
-    step: Step, state: Any, num_images: int, vocab_size: int, max_length: int, options: SearchOptions
+    step: Step, state: State, num_images: int, vocab_size: int, max_length: int, options: SearchOptions
 ) -> list[list[Hypothesis]]:
     end_id, groups, per_group = vocab_size + 1, options.groups, options.beam_size // options.groups
     wanted = min(options.n_best, per_group)
-    tokens = first_tensor(state).new_full((num_images,), end_id, dtype=torch.long)
-    device = tokens.device
+    device = state.device
+    tokens = torch.full((num_images,), end_id, device=device)
     images = np.arange(num_images)
     scores = torch.zeros(num_images, groups, 1, device=device)
     best = torch.full((num_images, groups, wanted), -math.inf, device=device)  # finished captions so far, ranked
-    history = History(options, tokens)
+    rules = Rules(options, num_images, vocab_size, max_length, device)
     # In units of one group's beams: where each group's rows begin.
     first_row = torch.arange(num_images * groups, device=device).view(num_images, groups, 1)
     trace: list[_BeamStep] = []
     for t in range(max_length):
         logprobs, state = step(tokens, state)
-        logprobs = constrain(logprobs, t, vocab_size, options, history)
+        logprobs = rules(logprobs, t)
         # The first step has one row per image, which all groups share.
         shape = (len(images), -1, scores.shape[2], end_id)
         live, done = _extend(scores, logprobs.view(shape).expand(-1, groups, -1, -1), options, t == max_length - 1)
@@ -81,9 +80,9 @@ def beam_search(
             kept = torch.from_numpy(running.nonzero()[0]).to(device)
             best, scores, tokens, rows = best[kept], scores[kept], tokens[kept], rows[kept]
         tokens, rows = tokens.flatten(), rows.flatten()
-        state = select_rows(state, rows)
-        history.select(rows)
-        history.append(tokens)
+        state = state.select(rows)
+        rules.select(rows)
+        rules.append(tokens)
     return _collect(trace, num_images, end_id, options)
 
 

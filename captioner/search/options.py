@@ -20,7 +20,9 @@ class SearchOptions:
             words and END; 0.0 ranks by probability alone, 1.0 by the mean log-probability.
         min_length: END is out of question before so many words, unless nothing else is left.
         no_repeat_ngram: no sequence of so many words occurs twice in a caption; 0: no rule.
+        no_immediate_repeat: no word follows itself.
         suppress: ids of words that are never chosen.
+        bad_endings: ids of words that end no caption, neither before END nor at the greatest length.
         n_best: captions per image, best first; there may be fewer where the vocabulary is tiny.
         groups: beams are split into so many groups; each avoids the words the groups before it chose at the same
             step (diverse beam search, Vijayakumar et al. 2016).
@@ -36,7 +38,9 @@ class SearchOptions:
     length_penalty: float = 0.0
     min_length: int = 0
     no_repeat_ngram: int = 0
+    no_immediate_repeat: bool = False
     suppress: tuple[int, ...] = ()
+    bad_endings: tuple[int, ...] = ()
     n_best: int = 1
     groups: int = 1
     group_penalty: float = 0.5

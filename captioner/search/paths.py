@@ -4,7 +4,6 @@ Shapes: R paths still running, V words. Ids are 1-based, END = START = V+1; id i
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from captioner.kernels import topk
 from captioner.search.options import Hypothesis, SearchOptions
-from captioner.search.rules import History, Step, constrain, first_tensor, make_hypothesis, select_rows
+from captioner.search.rules import Rules, State, Step, make_hypothesis
 
 
 def follow_paths(
     step: Step,
-    state: Any,
+    state: State,
     num_images: int,
     vocab_size: int,
     max_length: int,
@@ -26,8 +25,8 @@ def follow_paths(
 ) -> list[list[Hypothesis]]:
     """One caption per image, of the likeliest words; or `n_best` drawn at random, for which there are `seeds`."""
     end_id, copies = vocab_size + 1, 1 if seeds is None else options.n_best
-    tokens = first_tensor(state).new_full((num_images,), end_id, dtype=torch.long)
-    device = tokens.device
+    device = state.device
+    tokens = torch.full((num_images,), end_id, device=device)
     if seeds is not None:
         # One number per caption and step, turned into a word by the inverse of the cumulative distribution: what an
         # image draws depends neither on its batch nor on the device.
@@ -35,27 +34,27 @@ def follow_paths(
         uniform = torch.stack([torch.rand(copies, max_length, dtype=torch.float64, generator=g) for g in generators])
         uniform = uniform.view(-1, max_length).to(device)
     rows = np.arange(num_images * copies)
-    history = History(options, tokens)
+    rules = Rules(options, num_images, vocab_size, max_length, device)
     trace: list[tuple[np.ndarray, Tensor, Tensor]] = []
     for t in range(max_length):
         logprobs, state = step(tokens, state)
-        logprobs = constrain(logprobs, t, vocab_size, options, history)
+        logprobs = rules(logprobs, t)
         if t == 0 and copies > 1:
             parents = torch.arange(num_images, device=device).repeat_interleave(copies)
-            logprobs, state = logprobs[parents], select_rows(state, parents)
-            history.select(parents)
+            logprobs, state = logprobs[parents], state.select(parents)
+            rules.select(parents)
         chosen, ids = topk(logprobs, 1) if seeds is None else _draw(logprobs, uniform[:, t], options)
         tokens = ids.squeeze(1) + 1
         trace.append((rows, tokens, chosen.squeeze(1)))
-        history.append(tokens)
+        rules.append(tokens)
         running = (tokens != end_id).cpu().numpy()
         if not running.any():
             break
         if not running.all():
             rows = rows[running]
             kept = torch.from_numpy(running.nonzero()[0]).to(device)
-            tokens, state = tokens[kept], select_rows(state, kept)
-            history.select(kept)
+            tokens, state = tokens[kept], state.select(kept)
+            rules.select(kept)
             if seeds is not None:
                 uniform = uniform[kept]
     paths: list[tuple[list[int], list[float]]] = [([], []) for _ in range(num_images * copies)]

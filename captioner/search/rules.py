@@ -5,66 +5,92 @@ Shapes: R rows of the network, t words chosen so far, V words. Ids are 1-based, 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from captioner.search.options import Hypothesis, SearchOptions
 
-# step(tokens (R,) int64, state) -> (logprobs (R, V+1), state); the tensors of a state have their rows in dimension 1
-# and may be nested in tuples.
+
+class State(Protocol):
+    """What a network knows of its rows between two steps."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def select(self, rows: Tensor) -> Any:
+        """The state whose row i goes on from row rows[i] of this one, for rows int64 of any length.
+
+        Rows of one image stay together, and images in their order: what belongs to an image need not be copied for its
+        rows, and may be forgotten when it has none left.
+        """
+        ...
+
+
+# step(tokens (R,) int64, state) -> (logprobs (R, V+1), state)
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
-class History:
-    """The ids each row has chosen so far (R, t), kept only if a rule looks back."""
+class Rules:
+    """Which words each row of a running search may choose; remembers what rows have chosen if a rule looks back.
 
-    def __init__(self, options: SearchOptions, tokens: Tensor) -> None:
-        self.ids = tokens.new_empty(len(tokens), 0) if options.no_repeat_ngram else None
+    Args:
+        num_rows: rows of the first step.
+        max_length: no caption has more tokens.
+    """
+
+    def __init__(
+        self, options: SearchOptions, num_rows: int, vocab_size: int, max_length: int, device: torch.device
+    ) -> None:
+        self.options, self.vocab_size, self.max_length = options, vocab_size, max_length
+        looks_back = options.no_repeat_ngram or options.no_immediate_repeat or options.bad_endings
+        self.chosen = torch.empty(num_rows, 0, dtype=torch.long, device=device) if looks_back else None  # (R, t)
+        self.suppress, self.bad_endings = (
+            torch.tensor(ids, dtype=torch.long, device=device) for ids in (options.suppress, options.bad_endings)
+        )
 
     def select(self, rows: Tensor) -> None:
-        if self.ids is not None:
-            self.ids = self.ids[rows]
+        """Go on with these rows, as the network's state does."""
+        if self.chosen is not None:
+            self.chosen = self.chosen[rows]
 
     def append(self, tokens: Tensor) -> None:
-        if self.ids is not None:
-            self.ids = torch.cat([self.ids, tokens.unsqueeze(1)], 1)
+        """Remember what the rows chose, tokens (R,)."""
+        if self.chosen is not None:
+            self.chosen = torch.cat([self.chosen, tokens.unsqueeze(1)], 1)
 
+    def __call__(self, logprobs: Tensor, t: int) -> Tensor:
+        """Log-probabilities (R, V+1) with -inf for what may not be chosen as word t (0-based)."""
+        options, end = self.options, self.vocab_size
+        if not (options.suppress or self.chosen is not None or t < options.min_length):
+            return logprobs
+        allowed = logprobs.clone()
+        allowed[:, self.suppress - 1] = -math.inf
+        if self.chosen is not None and t > 0:
+            last = self.chosen[:, -1:]
+            if options.no_immediate_repeat:
+                allowed.scatter_(1, last - 1, -math.inf)
+            if 0 < options.no_repeat_ngram <= t:
+                self._forbid_ngrams(allowed, t)
+            if options.bad_endings:
+                allowed[:, end].masked_fill_(torch.isin(last[:, 0], self.bad_endings), -math.inf)
+        if t == self.max_length - 1:
+            allowed[:, self.bad_endings - 1] = -math.inf
+        if t < options.min_length:
+            allowed[:, end] = -math.inf
+        # Where nothing may be chosen, the caption has to end.
+        stuck = allowed.amax(1) == -math.inf
+        allowed[:, end] = torch.where(stuck, logprobs[:, end], allowed[:, end])
+        return allowed
 
-def constrain(logprobs: Tensor, t: int, vocab_size: int, options: SearchOptions, history: History) -> Tensor:
-    """Log-probabilities (R, V+1) with -inf for what may not be chosen as word t (0-based)."""
-    repeats = history.ids is not None and t >= options.no_repeat_ngram
-    early = t < options.min_length
-    if not (repeats or early or options.suppress):
-        return logprobs
-    allowed = logprobs.clone()
-    if options.suppress:
-        allowed[:, torch.tensor(options.suppress, device=logprobs.device) - 1] = -math.inf
-    if repeats and history.ids is not None:
-        n = options.no_repeat_ngram
-        ngrams = history.ids.unfold(1, n, 1)  # (R, t-n+1, n)
-        repeated = (ngrams[..., : n - 1] == history.ids[:, None, t - n + 1 :]).all(2)
+    def _forbid_ngrams(self, allowed: Tensor, t: int) -> None:
+        assert self.chosen is not None
+        n = self.options.no_repeat_ngram
+        ngrams = self.chosen.unfold(1, n, 1)  # (R, t-n+1, n)
+        repeated = (ngrams[..., : n - 1] == self.chosen[:, None, t - n + 1 :]).all(2)
         ceiling = torch.where(repeated, -math.inf, math.inf).to(allowed.dtype)
         allowed.scatter_reduce_(1, ngrams[..., n - 1] - 1, ceiling, "amin")
-    if early:
-        allowed[:, vocab_size] = -math.inf
-    # Where nothing may be chosen, the caption has to end.
-    stuck = allowed.amax(1) == -math.inf
-    allowed[:, vocab_size] = torch.where(stuck, logprobs[:, vocab_size], allowed[:, vocab_size])
-    return allowed
-
-
-def select_rows(state: Any, rows: Tensor) -> Any:
-    if isinstance(state, Tensor):
-        return state.index_select(1, rows)
-    return tuple(select_rows(part, rows) for part in state)
-
-
-def first_tensor(state: Any) -> Tensor:
-    while not isinstance(state, Tensor):
-        state = state[0]
-    return state
 
 
 def make_hypothesis(tokens: list[int], logprobs: list[float], end_id: int) -> Hypothesis:

@@ -58,14 +58,14 @@ def cached_features(
         dtype: the number format the CNN computes in.
 
     Returns:
-        float32 (images, crops, F), memory-mapped, read-only.
+        float32 (images, crops, F) or (images, crops, G, C), memory-mapped, read-only.
 
     Raises:
         InputError: the cache cannot be written, or holds something else than its name says.
     """
     key = _digest(model, dataset, crops, dtype)
     path = folder / f"features-{model.config.cnn_layer}-{key}.npy"
-    shape = (len(dataset.info), crops, model.encoder.feature_size)
+    shape = (len(dataset.info), crops, *model.encoder.feature_shape)
     if path.exists():
         log.info("features: using %s", path)
     else:
@@ -85,7 +85,7 @@ def cached_features(
 @torch.inference_mode()
 def _compute(
     path: Path,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     model: CaptionModel,
     dataset: Dataset,
     device: torch.device,

@@ -7,6 +7,7 @@ depends on the images grows in proportion to them. Captions and their lengths ar
 import copy
 import dataclasses
 import itertools
+import math
 import shutil
 import time
 import weakref
@@ -151,7 +152,7 @@ def _plan_stage(
     ]
     features = None
     if options.cache_features:
-        features = stand_in_features(len(dataset.info), options.cache_features, model.encoder.feature_size)
+        features = stand_in_features(len(dataset.info), options.cache_features, model.encoder.feature_shape)
     share = len(processes.share(options.batch_size))
     kinds = {}
     for name in ("frozen", "fine-tuning"):
@@ -385,7 +386,7 @@ class Plan:
                 f" epoch (measured on {self.device} with {kind.measured}{of} images, without waiting for data)"
             )
         if self.feature_cache:
-            images = self.feature_cache / (4 * self.model.encoder.feature_size)
+            images = self.feature_cache / (4 * math.prod(self.model.encoder.feature_shape))
             lines.append(f"{'':12} {_duration(images * self.image_seconds)} once for the cached features")
         if self.validation_images:
             seconds = _duration(self.validation_images * self.image_seconds)
@@ -393,10 +394,10 @@ class Plan:
         return lines
 
 
-def stand_in_features(images: int, crops: int, width: int) -> np.ndarray:
-    """float32 (images, crops, width) that look like cached features and take no memory."""
-    values = np.random.default_rng(0).random((1, 1, width), np.float32)
-    return np.broadcast_to(values, (images, crops, width))
+def stand_in_features(images: int, crops: int, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 (images, crops, *shape) that look like cached features and take no memory."""
+    values = np.random.default_rng(0).random((1, 1, *shape), np.float32)
+    return np.broadcast_to(values, (images, crops, *shape))
 
 
 def _numel(parameters: list[nn.Parameter]) -> int:

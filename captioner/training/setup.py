@@ -13,6 +13,7 @@ from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
 from captioner.model.config import ModelConfig
+from captioner.model.encoder import VGG16_FC_WIDTH
 from captioner.model.grow_vocab import grow_vocab
 from captioner.runtime.precision import inference_dtype
 from captioner.runtime.processes import Processes
@@ -66,7 +67,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         cnn_layer=options.cnn_layer,
         cnn_pixels=weights.pixels,
         conv_widths=weights.conv_widths,
-        **({"fc_width": weights.fc_width} if weights.fc_width else {}),
+        fc_width=weights.fc_width or VGG16_FC_WIDTH,
     )
     torch.manual_seed(options.seed)
     model = CaptionModel(config)
