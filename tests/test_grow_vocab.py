@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from captioner.data.vocabulary import Vocab
-from captioner.model.caption_model import CaptionModel, build_model
-from captioner.model.checkpoint import Checkpoint, load_checkpoint
+from captioner.model.caption_model import CaptionModel, build_model, make_decoder
+from captioner.model.checkpoint import Checkpoint, TrainingRecord, load_checkpoint
 from captioner.model.config import ModelConfig
-from captioner.model.decoder import Decoder
 from captioner.model.grow_vocab import grow_vocab
 
+ROWS_OF_WORDS = {
+    "lstm": ["embedding.weight", "output.weight", "output.bias"],
+    "attention": ["embedding.weight", "output_bias"],
+}
 OLD = ["a", "dog", "cat", "runs", "UNK"]
 NEW = {
     "some of each": ["tree", "cat", "a", "zebra", "UNK"],
@@ -23,11 +26,13 @@ NEW = {
 }
 
 
-@pytest.fixture(scope="module")
-def start() -> Checkpoint:
+@pytest.fixture(scope="module", params=["lstm", "attention"])
+def start(request) -> Checkpoint:
     torch.manual_seed(5)
-    config = ModelConfig(len(OLD), 16, encoding_size=6, rnn_size=7, cnn_layer="pool5", conv_widths=(2,) * 13)
-    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), iteration=9, best_score=1.0)
+    config = ModelConfig(
+        len(OLD), 16, encoding_size=6, rnn_size=8, cnn_layer="pool5", conv_widths=(2,) * 13, decoder=request.param
+    )
+    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), record=TrainingRecord(iteration=9, best_score=1.0))
 
 
 @pytest.mark.parametrize("case", NEW)
@@ -35,16 +40,17 @@ def test_every_row_is_where_its_word_is(case, start):
     words = NEW[case]
     grown = grow_vocab(start, Vocab(words), 20, seed=3)
     torch.manual_seed(3)
-    usual = Decoder(len(words), 6, 7).state_dict()
+    usual = make_decoder(grown.config).state_dict()
+    per_word = ROWS_OF_WORDS[start.config.decoder]
     assert (grown.config.vocab_size, grown.config.max_length, grown.record.iteration) == (len(words), 20, 0)
     assert grown.vocab.words == tuple(words)
-    for name in ("embedding.weight", "output.weight", "output.bias"):
+    for name in per_word:
         before, after = start.state_dict[f"decoder.{name}"], grown.state_dict[f"decoder.{name}"]
         assert len(after) == len(words) + 1
         for row, word in enumerate(words):
             assert torch.equal(after[row], before[OLD.index(word)] if word in OLD else usual[name][row])
         assert torch.equal(after[-1], before[-1])  # END
-    others = [name for name in start.state_dict if not name.startswith(("decoder.embedding", "decoder.output"))]
+    others = start.state_dict.keys() - {f"decoder.{name}" for name in per_word}
     assert len(others) > 20
     for name in others:
         assert torch.equal(grown.state_dict[name], start.state_dict[name])

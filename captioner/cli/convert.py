@@ -138,11 +138,14 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
     """Facts about a checkpoint, the most wanted first."""
     config = checkpoint.config
     parameters = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    language_model = f"LSTM of {config.num_layers} × {config.rnn_size}"
+    if config.decoder == "attention":
+        language_model = f"two LSTMs of {config.rnn_size} with attention of {config.attention_heads} heads"
     facts = [
         (
             "model",
-            f"VGG16 to {config.cnn_layer}, LSTM of {config.num_layers} × {config.rnn_size}, "
-            f"{config.vocab_size} words, iteration {checkpoint.record.iteration}",
+            f"VGG16 to {config.cnn_layer}, {language_model}, {config.vocab_size} words, "
+            f"iteration {checkpoint.record.iteration}",
         ),
         ("parameters", f"{parameters:,}"),
         ("encoding size", str(config.encoding_size)),

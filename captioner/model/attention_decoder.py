@@ -15,6 +15,7 @@ Step 0 reads START; what step t predicts is word t (0-based) of the caption, and
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,9 @@ class AttentionDecoder(nn.Module):
         drop_prob: dropout before the output layer, in training mode only, as the next.
         drop_prob_words: dropout of the embedded words.
     """
+
+    # Whatever has one row per word, and a last one for END (which is START in the embedding).
+    rows_of_words: ClassVar = ("embedding.weight", "output_bias")
 
     def __init__(
         self,

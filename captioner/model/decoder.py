@@ -9,6 +9,7 @@ one embedding row, 0 is padding.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,9 @@ class Decoder(nn.Module):
         num_layers: L, LSTM layers on top of each other.
         drop_prob: dropout between the layers and before the output layer, in training mode only.
     """
+
+    # Whatever has one row per word, and a last one for END (which is START in the embedding).
+    rows_of_words: ClassVar = ("embedding.weight", "output.weight", "output.bias")
 
     def __init__(
         self, vocab_size: int, encoding_size: int, rnn_size: int, num_layers: int = 1, drop_prob: float = 0.5

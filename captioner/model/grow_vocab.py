@@ -6,14 +6,10 @@ import logging
 import torch
 
 from captioner.data.vocabulary import UNK, Vocab
-from captioner.model.caption_model import build_model
+from captioner.model.caption_model import build_model, make_decoder
 from captioner.model.checkpoint import Checkpoint
-from captioner.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
-
-# Whatever has one row per word, and a last one for END (which is START in the embedding).
-ROWS_OF_WORDS = ("embedding.weight", "output.weight", "output.bias")
 
 
 def grow_vocab(start: Checkpoint, vocab: Vocab, max_length: int, seed: int) -> Checkpoint:
@@ -40,10 +36,10 @@ def grow_vocab(start: Checkpoint, vocab: Vocab, max_length: int, seed: int) -> C
     targets = torch.tensor([*shared, vocab.size])
     sources = torch.tensor([*(old_rows[vocab.words[row]] for row in shared), start.vocab.size])
     torch.manual_seed(seed)
-    fresh = Decoder(vocab.size, config.encoding_size, config.rnn_size, config.num_layers).state_dict()
+    fresh = make_decoder(config)
     state_dict = build_model(start).state_dict()
-    for name in ROWS_OF_WORDS:
-        rows = fresh[name]
+    for name in fresh.rows_of_words:
+        rows = fresh.state_dict()[name]
         rows[targets] = state_dict[f"decoder.{name}"][sources]
         state_dict[f"decoder.{name}"] = rows
     log.info(
