@@ -32,7 +32,8 @@ def start(request) -> Checkpoint:
     config = ModelConfig(
         len(OLD), 16, encoding_size=6, rnn_size=8, cnn_layer="pool5", conv_widths=(2,) * 13, decoder=request.param
     )
-    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), record=TrainingRecord(iteration=9, best_score=1.0))
+    record = TrainingRecord(iteration=9, best_score=1.0)
+    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), record)
 
 
 @pytest.mark.parametrize("case", NEW)
