@@ -58,6 +58,7 @@ def build_parser() -> Parser:
     out = p.add_argument_group("results")
     out.add_argument("--vis_dir", default="vis", help="folder for the page, vis.json and imgs/")
     out.add_argument("--share", metavar="ALBUM.html", help="also write the page as one file to send, pictures inside")
+    out.add_argument("--explain", type=flag, default="0", help="with a map per word of where the model looked")
     out.add_argument("--dump_images", type=flag, default="1", help="copy pictures into the page's folder")
     out.add_argument("--dump_json", type=flag, default="1", help="write vis.json and the page")
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
@@ -107,7 +108,9 @@ def caption(opt: argparse.Namespace) -> None:
         with make_writer(opt, source) if processes.is_main else contextlib.nullcontext() as writer:
             first = processes.largest(writer.num_done if writer else 0)
             groups = shares(len(source), batch_size, processes.rank, processes.size, first)
-            for evaluated in model.run(source, groups, options, seed=opt.seed, num_workers=opt.num_workers):
+            for evaluated in model.run(
+                source, groups, options, seed=opt.seed, num_workers=opt.num_workers, explain=opt.explain
+            ):
                 for part in processes.gather(evaluated):
                     totals.add(part)
                     if writer:

@@ -60,13 +60,14 @@ class CaptionKeywords(SearchKeywords, total=False):
 
     min_confidence: below it a caption is withheld, 0.0 (to 1). seed: of sampling, 123; picture i of a call draws from
     seed + i. batch_size: pictures at once; None: what is fast here. num_workers: threads that decode, 2; 0: the
-    caller's. Captions depend on neither of the last two.
+    caller's. Captions depend on neither of these two. explain: with a map per word of where the model looked, False.
     """
 
     min_confidence: float
     seed: int
     batch_size: int | None
     num_workers: int
+    explain: bool
 
 
 class Model:
@@ -279,13 +280,15 @@ class Model:
         *,
         seed: int = SEED,
         num_workers: int = NUM_WORKERS,
+        explain: bool = False,
     ) -> Iterator[Evaluated]:
         """Search captions of `images` batch by batch; where captions are known, with their loss.
 
         Args:
             groups: the positions of each batch (see `shares`).
+            explain: with a map per word of where the model looked.
         """
-        return evaluate(self.captioner, images.batches(groups, num_workers), options, seed)
+        return evaluate(self.captioner, images.batches(groups, num_workers), options, seed, explain)
 
     def captions_of(self, evaluated: Evaluated, min_confidence: float = 0.0) -> list[Caption]:
         """What `run` found, in words; below `min_confidence` a caption is withheld."""
@@ -305,6 +308,7 @@ class Model:
         seed: int = SEED,
         batch_size: int | None = None,
         num_workers: int = NUM_WORKERS,
+        explain: bool = False,
         **search: "Unpack[SearchKeywords]",
     ) -> Iterator[Caption | InputError]:
         """One result for each image, in order; options that make no sense are refused at once."""
@@ -313,7 +317,9 @@ class Model:
         if num_workers < 0 or (batch_size is not None and batch_size < 1):
             raise InputError(f"num_workers {num_workers}, batch_size {batch_size}", expected="at least 0, at least 1")
         groups = list(shares(len(images), batch_size or self.fast_batch_size(), 0, 1))
-        batches = self.run(images, groups, self.search_options(**search), seed=seed, num_workers=num_workers)
+        batches = self.run(
+            images, groups, self.search_options(**search), seed=seed, num_workers=num_workers, explain=explain
+        )
 
         def results() -> Iterator[Caption | InputError]:
             for group, evaluated in zip(groups, batches, strict=True):

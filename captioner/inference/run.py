@@ -3,7 +3,7 @@
 import collections
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
+from captioner.inference.explain import heat_maps
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Evaluated:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # unreadable files: name, reason
     loss_sum: float = 0.0  # −Σ log p over the targets, natural logarithm; where captions are known
     num_targets: int = 0
+    heat: list[list[bytes]] = field(default_factory=list)  # per image and word of the best caption, where asked for
 
 
 @dataclass
@@ -88,9 +90,13 @@ def _search(
 
 
 def evaluate(
-    captioner: Captioner, batches: Iterable[Batch], options: SearchOptions, seed: int = 0
+    captioner: Captioner, batches: Iterable[Batch], options: SearchOptions, seed: int = 0, explain: bool = False
 ) -> Iterator[Evaluated]:
-    """Caption every batch in turn, in halves where the device's memory is too small for a whole one."""
+    """Caption every batch in turn, in halves where the device's memory is too small for a whole one.
+
+    Args:
+        explain: with a map per word of where the first model looked (see `heat_maps`).
+    """
     waiting: collections.deque[Batch] = collections.deque()
     for batch in batches:
         waiting.append(batch)
@@ -99,13 +105,22 @@ def evaluate(
             part = waiting.popleft()
             try:
                 with captioner.turn:
-                    done.append(evaluate_batch(captioner, part, options, seed))
+                    evaluated = evaluate_batch(captioner, part, options, seed)
+                    if explain and part.positions:
+                        evaluated.heat = _heat(captioner, part, evaluated)
+                    done.append(evaluated)
             except torch.OutOfMemoryError:
                 if len(part.positions) <= 1:
                     raise
                 log.warning("out of memory with %d images at once: going on with half as many", len(part.positions))
                 waiting.extendleft(reversed(part.split(2)))
         yield _join(done)
+
+
+def _heat(captioner: Captioner, batch: Batch, evaluated: Evaluated) -> list[list[bytes]]:
+    assert batch.images is not None
+    best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
+    return heat_maps(captioner.models[0], batch.images.to(captioner.device), best)
 
 
 def _join(parts: list[Evaluated]) -> Evaluated:
@@ -116,15 +131,19 @@ def _join(parts: list[Evaluated]) -> Evaluated:
         skipped=[skipped for part in parts for skipped in part.skipped],
         loss_sum=sum(part.loss_sum for part in parts),
         num_targets=sum(part.num_targets for part in parts),
+        heat=[heat for part in parts for heat in part.heat],
     )
 
 
 def captions_of(evaluated: Evaluated, vocab: Vocab, min_confidence: float = 0.0) -> list[Caption]:
     """A batch's captions in words, one per readable image; below `min_confidence` the text is withheld."""
-    return [
+    captions = [
         _caption_of(hypotheses, vocab, info.get("file_path", ""), info.get("id", position + 1), min_confidence)
         for position, info, hypotheses in zip(evaluated.positions, evaluated.info, evaluated.hypotheses, strict=True)
     ]
+    if not evaluated.heat:
+        return captions
+    return [replace(caption, heat=tuple(heat)) for caption, heat in zip(captions, evaluated.heat, strict=True)]
 
 
 def _caption_of(

@@ -119,12 +119,15 @@ class Encoder(nn.Module):
 
     def cnn(self, images: Tensor) -> Tensor:
         """float (N, 3, 224, 224), normalised → CNN feature (N, F), or (N, G, C): what a frozen CNN computes once."""
-        grid = self.features(images)  # (N, C, 7, 7)
+        return self.head(self.features(images))
+
+    def head(self, grid: Tensor) -> Tensor:
+        """The last convolution block's output (N, C, 7, 7) → CNN feature (N, F), or (N, G, C)."""
         if isinstance(self.embed, GridEmbedding):
             return grid.flatten(2).transpose(1, 2)
         if self.cnn_layer == "pool5":
             return grid.mean(dim=(2, 3))
-        return self.classifier(grid.flatten(1).to(self.classifier[0].weight.dtype))
+        return self.classifier(grid.flatten(1).to(next(self.classifier.parameters()).dtype))
 
     @property
     def input_dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 The first two keys of a row are the original's; `logprob` is always a natural logarithm.
 """
 
+import base64
 import math
 from collections.abc import Sequence
 from typing import TypedDict
@@ -10,11 +11,18 @@ from typing import TypedDict
 from captioner.inference.caption import Caption, Likelihood
 
 
-class WordRow(TypedDict):
-    """A word of a caption; `logprob` is null for a word that the model can never say."""
-
+class _RequiredOfWordRow(TypedDict):
     word: str
     logprob: float | None
+
+
+class WordRow(_RequiredOfWordRow, total=False):
+    """A word of a caption; `logprob` is null for a word that the model can never say.
+
+    `heat`, where asked for, says where the model looked: base64 of 7×7 bytes (see `captioner.Caption`).
+    """
+
+    heat: str
 
 
 class RankedRow(TypedDict):
@@ -78,6 +86,8 @@ class LikelihoodRow(TypedDict):
 def caption_row(caption: Caption) -> CaptionRow:
     """The row of one image."""
     words = _word_rows(caption.words)
+    for word, heat in zip(words, caption.heat, strict=False):
+        word["heat"] = base64.b64encode(heat).decode()
     row = CaptionRow(
         image_id=caption.image_id,
         caption=caption.text,

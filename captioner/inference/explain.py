@@ -1,0 +1,71 @@
+"""Where the model looked: a map over the picture for each word of a caption.
+
+Where the language model attends, the map is its attention. Elsewhere it is how the word's log-probability changes with
+the last convolution block: the gradient by each of its 7×7 cells, times what the cell holds, summed over channels
+(gradient × activation; with the `pool5` head the same as Grad-CAM, Selvaraju et al. 2017; with fc7 as HiResCAM, Draelos
+& Carin 2020). What speaks against the word counts as 0.
+
+Letters: N images, D words of the longest caption, C channels, G cells of the grid (7×7).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captioner.data.images import crop
+from captioner.model.attention_decoder import AttentionDecoder
+from captioner.model.caption_model import CaptionModel
+
+
+def heat_maps(model: CaptionModel, images: Tensor, captions: Sequence[Sequence[int]]) -> list[list[bytes]]:
+    """A map for each word of each image's caption.
+
+    Args:
+        model: in evaluation mode; its decoder in float32.
+        images: uint8 (N, 3, 256, 256) RGB, on the model's device.
+        captions: N captions as word ids.
+
+    Returns:
+        For each image, for each word: 49 bytes, the cells of the centre crop row by row, 255 the hottest of this word
+        and 0 what did not count; all 0 where nothing speaks for the word.
+    """
+    longest = max(map(len, captions), default=0)
+    if longest == 0:
+        return [[] for _ in captions]
+    labels = torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions], device=images.device)
+    with torch.no_grad():
+        pixels = model.normalise(crop(images, None))
+        grid = model.encoder.features(pixels.to(model.encoder.input_dtype)).float()
+    heat = word_heat(model, grid, labels).clamp(min=0)
+    heat = heat / heat.amax(dim=2, keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
+    quantised = (255 * heat).round().to(torch.uint8).cpu().numpy()
+    return [[row.tobytes() for row in rows[: len(caption)]] for rows, caption in zip(quantised, captions, strict=True)]
+
+
+def word_heat(model: CaptionModel, grid: Tensor, labels: Tensor) -> Tensor:
+    """What each cell of the last convolution block contributes to each word.
+
+    Args:
+        grid: float32 (N, C, 7, 7), the output of the last block.
+        labels: int64 (N, D) word ids, 0-padded.
+
+    Returns:
+        float32 (N, D, G): attention weights, or how fast the word's log-probability rises with a cell's scale.
+    """
+    if isinstance(model.decoder, AttentionDecoder):
+        with torch.no_grad():
+            return model.decoder.attention(model.encode_features(model.encoder.head(grid)), labels)[
+                :, : labels.shape[1]
+            ]
+    # cuDNN's LSTM has no gradient in evaluation mode.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        grid = grid.detach().requires_grad_()
+        logprobs = model.decoder(model.encode_features(model.encoder.head(grid)), labels)
+        heat = []
+        for word in range(labels.shape[1]):
+            # Step 0 reads the image, and step 1, which reads START, predicts word 0.
+            of_word = logprobs[:, word + 1].gather(1, (labels[:, word] - 1).clamp(min=0).unsqueeze(1))
+            (gradient,) = torch.autograd.grad(of_word.sum(), grid, retain_graph=True)  # images do not mix
+            heat.append((gradient * grid).sum(1).flatten(1))
+    return torch.stack(heat, 1).detach()
