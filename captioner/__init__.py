@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import InputError
 
 if TYPE_CHECKING:
+    from captioner.data.prepare import prepare
     from captioner.inference.caption import Caption, Word
     from captioner.inference.model import Model, load_model
     from captioner.metrics.scored import Scored, score
@@ -29,6 +30,7 @@ __all__ = [
     "Word",
     "__version__",
     "load_model",
+    "prepare",
     "score",
     "train",
 ]
@@ -40,6 +42,7 @@ _PLACES = {
     "TrainingResult": "captioner.training.run",
     "Word": "captioner.inference.caption",
     "load_model": "captioner.inference.model",
+    "prepare": "captioner.data.prepare",
     "score": "captioner.metrics.scored",
     "train": "captioner.training.run",
 }

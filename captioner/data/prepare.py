@@ -30,8 +30,8 @@ class Prepared:
 
 
 def prepare(
-    inputs: Sequence[str],
-    images_roots: Sequence[str] = (),
+    input_json: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    images_root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     num_val: int,
     num_test: int = 0,
@@ -45,11 +45,14 @@ def prepare(
     resume: bool = True,
     seed: int = 123,
 ) -> Prepared:
-    """Write a dataset's h5 and json file.
+    """Write a dataset's h5 and json file: what caption-prepro does, with its options and defaults.
+
+    Pictures are read in other processes, so a script calls this below `if __name__ == "__main__":`, or with
+    `num_workers=0`.
 
     Args:
-        inputs: descriptions of pictures and captions, see `records`.
-        images_roots: folders that file paths start from: one for each input, one for all, or none.
+        input_json: descriptions of pictures and captions, or folders of photo.jpg + photo.txt; one or several.
+        images_root: folders that file paths start from: one for each input, one for all, or none.
         num_val, num_test: sizes of these splits, where the inputs have none.
         max_length: words of a caption; longer ones are cut.
         word_count_threshold: words seen so often or less become UNK.
@@ -62,6 +65,7 @@ def prepare(
     Raises:
         InputError: an input or an option is at fault, or the disk is full.
     """
+    inputs, images_roots = _names(input_json), _names(images_root)
     h5_path, json_path = _output_paths(output_h5, output_json, inputs)
     pictures, findings = read_captioned(inputs, images_roots, tokenizer)
     for line in findings.lines():
@@ -102,6 +106,12 @@ def prepare(
         write_dataset_json(json_path, vocab, info(), fingerprint, statistics=figures, skipped=skipped)
         partial.publish(h5_path)
     return Prepared(figures, skipped)
+
+
+def _names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(paths, str | os.PathLike):
+        return [os.fspath(paths)] if os.fspath(paths) else []
+    return [os.fspath(path) for path in paths]
 
 
 def say_splits(pictures: Sequence[CaptionedPicture], inputs: Sequence[str], num_asked: int) -> None:
