@@ -1,5 +1,6 @@
-"""docs/python.md: every example runs as it stands."""
+"""docs/python.md and docs/tour.ipynb: every example runs as it stands."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ def clone(tmp_path, monkeypatch):
 def test_the_examples_of_the_python_page_run(clone, capsys):
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == page.count("```python") >= 7
+    assert len(blocks) == page.count("```python") >= 8
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
@@ -30,3 +31,16 @@ def test_the_examples_of_the_python_page_run(clone, capsys):
     low, high = names["logprobs"][1], names["logprobs"][0]
     assert low < high < 0
     assert (clone / "data.h5").is_file()
+
+
+def test_the_tour_runs_cell_by_cell(clone, capsys):
+    notebook = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "committed without results"
+            exec("".join(cell["source"]), names)
+    printed = capsys.readouterr().out
+    assert "CIDEr" in printed
+    losses = list(names["losses"].values())
+    assert len(losses) >= 6 and losses[-1] < losses[0]
