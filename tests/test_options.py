@@ -71,7 +71,7 @@ ORIGINAL = {
         "dump_json": True,
         "dump_path": False,
         "sample_max": True,
-        "beam_size": 2,
+        "beam_size": None,  # 2, unless the model's file says otherwise
         "temperature": 1.0,
         "image_folder": "",
         "image_root": "",

@@ -19,7 +19,9 @@ def add_search_options(p: Parser) -> None:
     """Options that say how captions are found."""
     g = p.add_argument_group("search")
     g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
-    g.add_argument("--beam_size", type=small_size, default=2, help="beams per image; 1 is greedy")
+    g.add_argument(
+        "--beam_size", type=small_size, help="beams per image; 1 is greedy (default: as the model file says, else 2)"
+    )
     g.add_argument("--temperature", type=temperature, default=1.0, help="sampling: below 1 safer, above 1 wilder")
     g.add_argument("--top_k", type=non_negative, default=0, help="sampling: among the k likeliest words; 0 all")
     g.add_argument(
@@ -27,10 +29,21 @@ def add_search_options(p: Parser) -> None:
     )
     g.add_argument("--n_best", type=small_size, default=1, help="captions per image, best first")
     g.add_argument(
-        "--length_penalty", type=exponent, default=0.0, help="rank by logprob / length^this; 0 by probability alone"
+        "--length_penalty",
+        type=exponent,
+        help="rank by logprob / length^this; 0 by probability alone (default: as the model file says, else 0)",
     )
     g.add_argument("--min_length", type=non_negative, default=0, help="least number of words")
     g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")
+    g.add_argument(
+        "--no_immediate_repeat", type=flag, help="no word follows itself (default: as the model file says, else 0)"
+    )
+    g.add_argument(
+        "--bad_endings",
+        type=lambda text: text.replace(",", " ").split(),
+        metavar="WORDS",
+        help="words that end no caption, as in a,the,of; '' for none (default: as the model file says, else none)",
+    )
     g.add_argument("--suppress_unk", type=flag, help="never say UNK (default: as the model file says)")
     g.add_argument("--diverse_groups", type=small_size, default=1, help="groups of beams that avoid each other's words")
     g.add_argument("--diversity", type=factor, default=0.5, help="how much they avoid them, in log-probability")
@@ -48,7 +61,9 @@ def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
         "length_penalty": opt.length_penalty,
         "min_length": opt.min_length,
         "no_repeat_ngram": opt.no_repeat_ngram,
+        "no_immediate_repeat": opt.no_immediate_repeat,
         "suppress_unk": opt.suppress_unk,
+        "bad_endings": opt.bad_endings,
         "diverse_groups": opt.diverse_groups,
         "diversity": opt.diversity,
     }
