@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from captioner.errors import InputError
-from captioner.training.optim import RULES, clip_elementwise, learning_rate, make_optimizer
+from captioner.training.optim import clip_elementwise, learning_rate, make_optimizer
+from captioner.training.options import RULES
 
+ORIGINALS = [name for name in RULES if name != "adamw"]
 TRACES = Path(__file__).parent / "data" / "neuraltalk2" / "optim.json"
 
 
@@ -34,7 +36,7 @@ def run(name: str, x0: torch.Tensor, grads: torch.Tensor, **hyper: float) -> tor
 
 
 @pytest.mark.parametrize("kind", ["double", "float"])
-@pytest.mark.parametrize("name", [*RULES, "adam_default"])
+@pytest.mark.parametrize("name", [*ORIGINALS, "adam_default"])
 def test_twenty_steps_equal_the_originals(traces: dict, name: str, kind: str) -> None:
     dtype = {"double": torch.float64, "float": torch.float32}[kind]
     hyper = dict(traces["hyper"])

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from captioner.cli.options import (
     Parser,
@@ -24,7 +24,7 @@ from captioner.cli.options import (
     width,
     workers,
 )
-from captioner.training.options import TrainingOptions
+from captioner.training.options import CNN_RULES, RULES, Schedule, TrainingOptions
 from captioner.training.presets import PRESETS
 
 
@@ -89,25 +89,51 @@ def build_parser() -> Parser:
     optim.add_argument("--finetune_cnn_after", type=never_or_from, help="iteration to start training the CNN; -1 never")
     optim.add_argument("--finetune_cnn_layers", type=Range(int, 1, 5), help="first convolution block to fine-tune")
     optim.add_argument("--seq_per_img", type=small_size, help="captions per image and iteration")
-    rules = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam")
-    optim.add_argument("--optim", choices=rules, help="update rule of the language model")
+    optim.add_argument("--optim", choices=RULES, help="update rule of the language model")
     optim.add_argument("--learning_rate", type=positive_factor, help="learning rate of the language model")
     optim.add_argument("--learning_rate_decay_start", type=never_or_from, help="iteration to start decaying; -1 never")
     optim.add_argument("--learning_rate_decay_every", type=positive, help="iterations to halve the rate")
     optim.add_argument("--optim_alpha", type=proper_share, help="alpha: adagrad, rmsprop, momentum, adam")
     optim.add_argument("--optim_beta", type=proper_share, help="beta: adam")
     optim.add_argument("--optim_epsilon", type=positive_factor, help="epsilon in denominators")
-    optim.add_argument("--cnn_optim", choices=("sgd", "sgdm", "adam"), help="update rule of the CNN")
+    optim.add_argument("--cnn_optim", choices=CNN_RULES, help="update rule of the CNN")
     optim.add_argument("--cnn_optim_alpha", type=proper_share, help="alpha: momentum of the CNN's rule")
     optim.add_argument("--cnn_optim_beta", type=proper_share, help="beta: adam of the CNN")
     optim.add_argument("--cnn_learning_rate", type=positive_factor, help="learning rate of the CNN")
     optim.add_argument("--cnn_weight_decay", type=factor, help="L2 weight decay of the CNN")
     optim.add_argument("--shuffle", type=flag, help="new order each epoch; 0: the original's fixed order")
+    optim.add_argument("--weight_decay", type=factor, help="of the language model's weights, with --optim adamw")
+    optim.add_argument(
+        "--grad_norm", type=factor, help="scale the gradients down to this norm, instead of --grad_clip; 0: do not"
+    )
+    optim.add_argument(
+        "--lr_schedule",
+        choices=get_args(Schedule),
+        help="decay: the original's, as the two options above say; cosine: down to 0 at the end of the run; plateau: "
+        "half after every --patience validations without a better model",
+    )
+    optim.add_argument("--warmup", type=non_negative, help="iterations in which the learning rates rise from 0")
+    optim.add_argument(
+        "--ema",
+        type=proper_share,
+        metavar="DECAY",
+        help="validate and save the running average of the weights, of which each update keeps this part (0.999, say)",
+    )
+    optim.add_argument(
+        "--label_smoothing",
+        type=proper_share,
+        help="part of each target's probability that is spread over all words; the training loss shows it",
+    )
     evaluation = p.add_argument_group("evaluation and checkpoints")
     evaluation.add_argument("--val_images_use", type=all_or_some, help="validation images; -1 all")
     evaluation.add_argument("--save_checkpoint_every", type=positive, help="iterations between evaluations")
     evaluation.add_argument("--checkpoint_path", help="folder for checkpoints; empty is the current one")
     evaluation.add_argument("--language_eval", type=flag, help="choose the best checkpoint by CIDEr")
+    evaluation.add_argument(
+        "--patience",
+        type=non_negative,
+        help="end the run after so many validations without a better model (see --lr_schedule plateau, too); 0: never",
+    )
     evaluation.add_argument("--losses_log_every", type=non_negative, help="iterations between logged losses; 0: none")
     evaluation.add_argument(
         "--tensorboard", type=flag, help="also write curves for TensorBoard, beside the checkpoints"

@@ -15,6 +15,7 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.model.checkpoint import Checkpoint, TrainingRecord
 from captioner.training.health_checks import LossMonitor
+from captioner.training.optim import without_improvement
 from captioner.training.options import TrainingOptions
 from captioner.training.resume import ResumeState
 from captioner.training.run_files import Progress, RunFiles
@@ -59,8 +60,10 @@ class TrainingRun:
         return due and iteration not in self.record.val_loss_history
 
     def is_finished(self, iteration: int) -> bool:
-        """Whether all iterations are done."""
-        return self.last is not None and iteration >= self.last
+        """Whether all iterations are done, or the last validations brought no better model."""
+        patience = self.options.patience if self.options.lr_schedule != "plateau" else 0
+        in_vain = patience > 0 and without_improvement(self.record) >= patience
+        return in_vain or (self.last is not None and iteration >= self.last)
 
     def asked_to_stop(self, iteration: int) -> int:
         """The number of the signal, the same in all processes; 0: go on."""
@@ -98,8 +101,9 @@ def train(run: TrainingRun) -> int:
     for iteration in itertools.count(record.iteration):
         if run.validation_is_due(iteration):
             run.monitor.flush()
-            better = run.validate(record)
-            run.save_models(better)
+            with run.trainer.averaged():
+                better = run.validate(record)
+                run.save_models(better)
             run.save_state()
         finished, stopping = run.is_finished(iteration), run.asked_to_stop(iteration)
         if finished or stopping or run.files.state_is_old():
@@ -148,4 +152,6 @@ def update(trainer: Trainer, batch: Batch, iteration: int, *, rate_factor: float
         group.clip_gradients()
         group.set_learning_rate(rate_factor)
         group.optimizer.step()
+    if trainer.average:
+        trainer.average.update(iteration)
     return (loss_sum / num_targets).float()

@@ -17,12 +17,19 @@ import torch
 from torch import nn
 
 from captioner.errors import InputError
-
-RULES = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam")
+from captioner.model.checkpoint import TrainingRecord
+from captioner.training.options import RULES, Schedule
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float, beta: float, eps: float
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """The optimiser called `name`; change its rate through `param_groups[i]["lr"]`.
 
@@ -30,9 +37,10 @@ def make_optimizer(
         name: one of RULES.
         parameters: what to update, in place.
         lr: learning rate.
-        alpha: momentum (sgdm, sgdmom), decay of the mean square (rmsprop), beta1 (adam); else unused.
-        beta: beta2 (adam); else unused.
-        eps: added to the root mean square (rmsprop, adagrad, adam); else unused.
+        alpha: momentum (sgdm, sgdmom), decay of the mean square (rmsprop), beta1 (adam, adamw); else unused.
+        beta: beta2 (adam, adamw); else unused.
+        eps: added to the root mean square (rmsprop, adagrad, adam, adamw); else unused.
+        weight_decay: of adamw (Loshchilov & Hutter 2019), per unit of learning rate; else unused.
 
     Raises:
         InputError: no such rule, or a hyper-parameter outside its range.
@@ -51,6 +59,11 @@ def make_optimizer(
             return torch.optim.Adagrad(parameters, lr=lr, eps=eps)
         if name == "rmsprop":
             return torch.optim.RMSprop(parameters, lr=lr, alpha=alpha, eps=eps)
+        if name == "adamw":
+            fused = _can_fuse(parameters)
+            return torch.optim.AdamW(
+                parameters, lr=lr, betas=(alpha, beta), eps=eps, weight_decay=weight_decay, fused=fused
+            )
         return _Adam(parameters, lr=lr, betas=(alpha, beta), eps=eps)
     except ValueError as error:  # torch checks the ranges
         raise InputError(f"update rule {name}: {error}") from error
@@ -66,6 +79,54 @@ def learning_rate(iteration: int, *, base: float, decay_start: int, decay_every:
     return base * 0.5 ** ((iteration - decay_start) / decay_every)
 
 
+def schedule_factor(
+    iteration: int,
+    *,
+    schedule: Schedule,
+    warmup: int,
+    last: int | None,
+    decay_start: int,
+    decay_every: int,
+    reductions: int,
+) -> float:
+    """What multiplies the learning rates in an iteration.
+
+    Args:
+        schedule: "decay" is the original's (`learning_rate`); "cosine" falls from 1 to 0 at the iteration `last`
+            (Loshchilov & Hutter 2017); "plateau" is 1, halved `reductions` times.
+        warmup: the factor rises linearly over so many iterations, whatever the schedule.
+    """
+    rising = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+    if schedule == "cosine":
+        assert last is not None
+        return rising * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / max(1, last))))
+    if schedule == "plateau":
+        return rising * 0.5**reductions
+    return rising * learning_rate(iteration, base=1.0, decay_start=decay_start, decay_every=decay_every)
+
+
+def without_improvement(record: TrainingRecord) -> int:
+    """How many validations there were since the one of the best model."""
+    qualities = _qualities(record)
+    return len(qualities) - 1 - qualities.index(max(qualities)) if qualities else 0
+
+
+def reductions_on_plateau(record: TrainingRecord, patience: int) -> int:
+    """How often `patience` validations in a row brought no better model."""
+    best, waited, reductions = -math.inf, 0, 0
+    for quality in _qualities(record):
+        best, waited = (quality, 0) if quality > best else (best, waited + 1)
+        if waited == patience:
+            waited, reductions = 0, reductions + 1
+    return reductions
+
+
+def _qualities(record: TrainingRecord) -> list[float]:
+    """What says which model is best, validation by validation: CIDEr where it is computed, else the negative loss."""
+    scores = record.val_lang_stats_history
+    return [scores[k]["CIDEr"] if k in scores else -loss for k, loss in sorted(record.val_loss_history.items())]
+
+
 def clip_elementwise(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Clamp every gradient element to [-limit, limit], in place; parameters without gradient are left alone."""
     nn.utils.clip_grad_value_(parameters, limit)
@@ -75,8 +136,7 @@ class _Adam(torch.optim.Adam):
     """Adam with the original's place of epsilon, on torch's fused kernel where there is one."""
 
     def __init__(self, parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-        super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=fused or None)
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=_can_fuse(parameters))
         for group in self.param_groups:
             # Saved and restored with the groups, so that resuming continues the correction.
             group.update(original_eps=eps, steps=0)
@@ -86,6 +146,10 @@ class _Adam(torch.optim.Adam):
             group["steps"] += 1
             group["eps"] = group["original_eps"] / math.sqrt(1 - group["betas"][1] ** group["steps"])
         return super().step(closure)
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool | None:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters) or None
 
 
 class _Momentum(torch.optim.Optimizer):

@@ -12,6 +12,11 @@ from captioner.training.presets import PRESETS
 
 log = logging.getLogger(__name__)
 
+# The original's update rules, and adamw; those it has for the CNN.
+RULES = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam", "adamw")
+CNN_RULES = ("sgd", "sgdm", "adam")
+Schedule = Literal["decay", "cosine", "plateau"]
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -55,6 +60,13 @@ class TrainingOptions:
     optim_alpha: float = 0.8
     optim_beta: float = 0.999
     optim_epsilon: float = 1e-8
+    weight_decay: float = 0
+    grad_norm: float = 0
+    lr_schedule: Schedule = "decay"
+    warmup: int = 0
+    ema: float = 0
+    label_smoothing: float = 0
+    patience: int = 0
     cnn_optim: str = "adam"
     cnn_optim_alpha: float = 0.8
     cnn_optim_beta: float = 0.999
@@ -108,8 +120,15 @@ class TrainingOptions:
                 "--cache_features needs a frozen CNN, but --finetune_cnn_after trains it",
                 remedy="train with cached features first, then fine-tune with --start_from",
             )
-        if not 0 <= self.drop_prob_lm < 1:
-            raise InputError(f"--drop_prob_lm is {self.drop_prob_lm}", expected="at least 0 and below 1")
+        if self.lr_schedule == "cosine" and self.max_iters < 0 and not self.epochs:
+            raise InputError("--lr_schedule cosine needs an end", remedy="give --max_iters or --epochs")
+        if self.lr_schedule == "plateau" and not self.patience:
+            raise InputError("--lr_schedule plateau needs --patience", remedy="give the number of validations to wait")
+        if self.weight_decay and self.optim != "adamw":
+            raise InputError("--weight_decay belongs to --optim adamw", remedy="for the CNN: --cnn_weight_decay")
+        for name in ("drop_prob_lm", "ema", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}", expected="at least 0 and below 1")
         for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} is {getattr(self, name)}", expected="a number above 0")

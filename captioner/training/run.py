@@ -25,7 +25,7 @@ from captioner.runtime.processes import Processes, process_group
 from captioner.runtime.signals import StopRequest
 from captioner.training import loop, presets
 from captioner.training.health_checks import LossMonitor, LossTrend, warn_of_pixels
-from captioner.training.optim import learning_rate
+from captioner.training.optim import reductions_on_plateau, schedule_factor
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.resume import ResumeState, load_resume_state
 from captioner.training.run_files import Progress
@@ -187,11 +187,14 @@ def open_run(
         record=record,
         last=last,
         batches=_stream(batches, record.iteration, options.num_workers, pin=device.type == "cuda"),
-        schedule=lambda iteration: learning_rate(
+        schedule=lambda iteration: schedule_factor(
             iteration,
-            base=1.0,
+            schedule=options.lr_schedule,
+            warmup=options.warmup,
+            last=last,
             decay_start=options.learning_rate_decay_start,
             decay_every=options.learning_rate_decay_every,
+            reductions=reductions_on_plateau(record, options.patience) if options.lr_schedule == "plateau" else 0,
         ),
         validate=validate,
         monitor=LossMonitor(record.loss_history, first_loss, options.losses_log_every, batches.describe, trend),
@@ -220,8 +223,9 @@ def _find_resume_state(options: TrainingOptions, own: Path) -> ResumeState | Non
     if not options.resume or (options.resume == "auto" and not own.exists()):
         return None
     state = load_resume_state(own if options.resume == "auto" else options.resume)
+    unrelated = UNRELATED_TO_THE_RESULT - ({"max_iters", "epochs"} if options.lr_schedule == "cosine" else set())
     before, now = state.checkpoint.record.opt, dataclasses.asdict(options)
-    changed = [k for k, v in now.items() if k in before and before[k] != v and k not in UNRELATED_TO_THE_RESULT]
+    changed = [k for k, v in now.items() if k in before and before[k] != v and k not in unrelated]
     if changed:
         log.info("resuming with changed options: %s", ", ".join(f"{k} {before[k]} → {now[k]}" for k in changed))
     state.checkpoint.record.opt = now

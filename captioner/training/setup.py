@@ -98,10 +98,19 @@ def make_trainer(options: TrainingOptions, model: CaptionModel, dtype: torch.dty
     )
     return Trainer(
         model,
-        lm_rule=Rule(options.optim, options.learning_rate, options.optim_alpha, options.optim_beta, epsilon),
+        lm_rule=Rule(
+            options.optim,
+            options.learning_rate,
+            options.optim_alpha,
+            options.optim_beta,
+            epsilon,
+            options.weight_decay,
+        ),
         cnn_rule=cnn_rule if options.finetune_cnn_after >= 0 else None,
         finetune_from_block=options.finetune_cnn_layers,
         grad_clip=options.grad_clip,
+        grad_norm=options.grad_norm,
+        ema=options.ema,
         cnn_weight_decay=options.cnn_weight_decay,
         accumulate=options.accumulate,
         dtype=dtype,

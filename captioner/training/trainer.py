@@ -1,6 +1,7 @@
 """A model with all that changes its weights: groups of parameters, each with its update rule, and how batches pass."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Rule:
     alpha: float
     beta: float
     epsilon: float
+    weight_decay: float = 0.0
 
 
 class ParameterGroup:
@@ -31,13 +33,22 @@ class ParameterGroup:
 
     Args:
         clip: gradient elements are clamped to ± this; None leaves them.
+        norm: instead, all gradients together are scaled down to this norm; 0: not.
         decay: L2 weight decay, added to the gradients before they are clamped.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], rule: Rule, clip: float | None, decay: float = 0.0) -> None:
-        self.parameters, self.rule, self.clip, self.decay = parameters, rule, clip, decay
+    def __init__(
+        self, parameters: list[nn.Parameter], rule: Rule, clip: float | None, norm: float = 0.0, decay: float = 0.0
+    ) -> None:
+        self.parameters, self.rule, self.clip, self.norm, self.decay = parameters, rule, clip, norm, decay
         self.optimizer = make_optimizer(
-            rule.name, parameters, lr=rule.learning_rate, alpha=rule.alpha, beta=rule.beta, eps=rule.epsilon
+            rule.name,
+            parameters,
+            lr=rule.learning_rate,
+            alpha=rule.alpha,
+            beta=rule.beta,
+            eps=rule.epsilon,
+            weight_decay=rule.weight_decay,
         )
 
     def clip_gradients(self) -> None:
@@ -46,13 +57,55 @@ class ParameterGroup:
             for parameter in self.parameters:
                 assert parameter.grad is not None
                 parameter.grad.add_(parameter.detach(), alpha=self.decay)
-        if self.clip is not None:
+        if self.norm > 0:
+            nn.utils.clip_grad_norm_(self.parameters, self.norm)
+        elif self.clip is not None:
             clip_elementwise(self.parameters, self.clip)
 
     def set_learning_rate(self, factor: float) -> None:
         """The rule's learning rate times the factor that the schedule gives."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rule.learning_rate * factor
+
+
+class RunningAverage:
+    """An exponential moving average of weights (Polyak & Juditsky 1992), which captions better than the last of them.
+
+    Args:
+        decay: the part of it that each update keeps; less in the first updates, when the weights change most.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.values = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Take in the weights after the update of an iteration."""
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the parameters have the averaged values."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            own = parameter.clone()
+            parameter.copy_(value)
+            value.copy_(own)
+
+    def restore(self, values: list[Tensor]) -> None:
+        """Go on with saved values; of another set of weights (the CNN's came or went) they say nothing."""
+        if [value.shape for value in values] == [value.shape for value in self.values]:
+            for mine, saved in zip(self.values, values, strict=True):
+                mine.copy_(saved)
 
 
 class Trainer:
@@ -64,6 +117,8 @@ class Trainer:
 
     Args:
         model: on its device.
+        grad_norm: instead of clamping, the language model's gradients are scaled down to this norm; 0: not.
+        ema: decay of the running average of the trained weights; 0: none is kept.
         finetune_from_block: first convolution block (1-5) that fine-tuning trains; the ones before stay as they are.
         accumulate: pieces that batches pass through in, to begin with; their gradients add up to the whole batch's.
         dtype: number format of autocast; float32 switches autocast off.
@@ -78,6 +133,8 @@ class Trainer:
         cnn_rule: Rule | None,
         finetune_from_block: int,
         grad_clip: float,
+        grad_norm: float = 0.0,
+        ema: float = 0.0,
         cnn_weight_decay: float,
         accumulate: int,
         dtype: torch.dtype,
@@ -91,11 +148,13 @@ class Trainer:
             module.to(memory_format=torch.channels_last)
         for parameter in model.cnn_parameters():
             parameter.requires_grad_(False)
-        self.groups = {"lm": ParameterGroup(model.language_model_parameters(), lm_rule, grad_clip)}
+        self.groups = {"lm": ParameterGroup(model.language_model_parameters(), lm_rule, grad_clip, grad_norm)}
         if cnn_rule:
             clip = grad_clip if cnn_weight_decay > 0 else None
             cnn = model.cnn_parameters(from_block=finetune_from_block)
-            self.groups["cnn"] = ParameterGroup(cnn, cnn_rule, clip, cnn_weight_decay)
+            self.groups["cnn"] = ParameterGroup(cnn, cnn_rule, clip, decay=cnn_weight_decay)
+        trained = [parameter for group in self.groups.values() for parameter in group.parameters]
+        self.average = RunningAverage(trained, ema) if ema else None
 
     def trained(self, finetune: bool) -> list[ParameterGroup]:
         """Put the model into training mode; returns what is trained: the language model, and the CNN if fine-tuned."""
@@ -171,7 +230,13 @@ class Trainer:
     def optimizer_states(self) -> dict[str, Any]:
         """Plain types and tensors for the resume state; the pieces too, since dropout draws anew for each of them."""
         states: dict[str, Any] = {"pieces": [self.accumulate, self.pieces.count]}
+        if self.average:
+            states["average"] = self.average.values
         return states | {name: group.optimizer.state_dict() for name, group in self.groups.items()}
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the model has the averaged weights, if an average is kept."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def restore_optimizers(self, states: dict[str, Any], source: str) -> None:
         """Continue with saved optimiser states.
@@ -182,6 +247,8 @@ class Trainer:
         asked, needed = states.get("pieces", (1, 1))
         if asked == self.accumulate:  # another --accumulate is the user's new wish
             self.pieces.count = needed
+        if self.average and "average" in states:
+            self.average.restore(states["average"])
         for name, group in self.groups.items():
             if name in states:
                 try:
