@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.checkpoint import TrainingRecord, load_checkpoint
+from captioner.model.decoder import Decoder
 from captioner.training import loop
 from captioner.training.optim import make_optimizer, reductions_on_plateau, schedule_factor, without_improvement
 from captioner.training.trainer import ParameterGroup, Rule
@@ -81,6 +83,26 @@ def test_adamw_is_the_formula():
     np.testing.assert_allclose(x.detach().numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("decoder", [Decoder(9, 6, 8), AttentionDecoder(9, 6, 8, heads=2)], ids=["lstm", "attention"])
+def test_smoothed_labels_are_the_formula(decoder):
+    """Each target has 1 - s, and all words and END share s (Szegedy et al. 2016)."""
+    torch.manual_seed(0)
+    decoder.eval()
+    encodings = torch.randn(3, 6) if isinstance(decoder, Decoder) else torch.randn(3, 4, 6)
+    labels = torch.tensor([[1, 5, 0], [2, 0, 0], [9, 8, 7]])
+    targets = [[1, 5, 10], [2, 10], [9, 8, 7, 10]]
+    logprobs = decoder(encodings, labels)
+    first = logprobs.shape[1] - 4  # the LSTM decoder has a step for the image
+    expected = 0.0
+    for caption, ids in enumerate(targets):
+        for step, target in enumerate(ids):
+            row = logprobs[caption, first + step]
+            expected -= 0.8 * row[target - 1] + 0.2 * row.mean()
+    loss_sum, num_targets = decoder.loss_sum(encodings, torch.arange(3), labels, label_smoothing=0.2)
+    assert num_targets == 9
+    assert loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(("norm", "expected"), [(0.5, [0.3, 0.4]), (9.0, [3.0, 4.0]), (0.0, [0.1, 0.1])])
 def test_gradients_are_scaled_to_a_norm_or_clamped(norm, expected):
     weight = nn.Parameter(torch.zeros(2))
@@ -106,7 +128,20 @@ def test_the_average_is_that_of_the_weights_after_each_update(data, command, tmp
 
 
 ALL = ["--optim", "adamw", "--weight_decay", 0.1, "--grad_norm", 1, "--ema", 0.9, "--lr_schedule", "cosine"]
-ALL += ["--warmup", 3, "--max_iters", 8, "--save_checkpoint_every", 4, "--resume", "auto"]
+ALL += [
+    "--label_smoothing",
+    0.1,
+    "--decoder",
+    "attention",
+    "--warmup",
+    3,
+    "--max_iters",
+    8,
+    "--save_checkpoint_every",
+    4,
+    "--resume",
+    "auto",
+]
 
 
 def test_a_crash_costs_nothing_with_all_of_them(data, command, tmp_path, monkeypatch):

@@ -71,6 +71,16 @@ def build_parser() -> Parser:
     model.add_argument("--input_encoding_size", type=width, help="size of word and image encodings")
     model.add_argument("--drop_prob_lm", type=proper_share, help="dropout in the language model")
     model.add_argument(
+        "--decoder",
+        choices=("lstm", "attention"),
+        help="lstm: the original's, which sees the image once; attention: looks at the 7x7 grid for every word",
+    )
+    model.add_argument(
+        "--attention_heads", type=Range(int, 1, 64), help="places looked at at a time; they divide --rnn_size"
+    )
+    model.add_argument("--drop_prob_words", type=proper_share, help="attention: dropout of the embedded words")
+    model.add_argument("--drop_prob_features", type=proper_share, help="attention: dropout of the grid")
+    model.add_argument(
         "--cnn_layer",
         choices=("fc7", "pool5"),
         help="image feature: fc7, or mean of the last convolution",

@@ -106,7 +106,7 @@ def dropout(hidden: Tensor, drop_prob: float, training: bool) -> Tensor:
 # --- the loss of the output layer -------------------------------------------------------------------------------------
 
 
-def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the logits hidden · weightᵀ + bias, summed.
 
     Under autocast the products are in its format; sums are float32 or wider.
@@ -116,23 +116,26 @@ def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -
         weight: (C, H).
         bias: (C,).
         columns: (P,) int64 in 0..C-1, the right answers.
+        smoothing: part of each right answer's probability that is spread evenly over all C (Szegedy et al. 2016).
     """
     form = output_loss_in_place if OUTPUT_LOSS.works(hidden.device) else _plain_output_loss
-    return form(hidden, weight, bias, columns)
+    return form(hidden, weight, bias, columns, smoothing)
 
 
-def _plain_output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight, bias).to(_wide(bias)), columns, reduction="sum")
+def _plain_output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, smoothing: float) -> Tensor:
+    logits = F.linear(hidden, weight, bias).to(_wide(bias))
+    return F.cross_entropy(logits, columns, reduction="sum", label_smoothing=smoothing)
 
 
 def _output_loss_example(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     inputs = [_random(*shape, device=device).requires_grad_() for shape in ((6, 4), (7, 4), (7,))]
     hidden, weight, bias = inputs
     columns = torch.tensor([0, 6, 3, 3, 1, 5], device=device)
-    fast = output_loss_in_place(hidden, weight, bias, columns)
-    plain = _plain_output_loss(hidden, weight, bias, columns)
-    yield fast, plain
-    yield from zip(torch.autograd.grad(2 * fast, inputs), torch.autograd.grad(2 * plain, inputs), strict=True)
+    for smoothing in (0.0, 0.25):
+        fast = output_loss_in_place(hidden, weight, bias, columns, smoothing)
+        plain = _plain_output_loss(hidden, weight, bias, columns, smoothing)
+        yield fast, plain
+        yield from zip(torch.autograd.grad(2 * fast, inputs), torch.autograd.grad(2 * plain, inputs), strict=True)
 
 
 OUTPUT_LOSS = Kernel("output layer's loss in place", _output_loss_example)

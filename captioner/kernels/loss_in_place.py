@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 BLOCK, GPU_BLOCK = 256, 4096
 
 
-def output_loss_in_place(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+def output_loss_in_place(hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, smoothing: float) -> Tensor:
     """Summed cross-entropy of the logits hidden · weightᵀ + bias.
 
     Under autocast the products are in its format; sums are float32 or wider.
@@ -21,6 +21,7 @@ def output_loss_in_place(hidden: Tensor, weight: Tensor, bias: Tensor, columns: 
         weight: (C, H).
         bias: (C,).
         columns: (P,) int64 in 0..C-1, the right answers.
+        smoothing: part of each right answer's probability that is spread evenly over all C.
 
     Returns:
         A scalar, float32 or wider.
@@ -29,7 +30,7 @@ def output_loss_in_place(hidden: Tensor, weight: Tensor, bias: Tensor, columns: 
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
     with torch.autocast(device, enabled=False):
-        return _OutputLoss.apply(hidden.to(dtype), weight.to(dtype), wide, columns, torch.is_grad_enabled())
+        return _OutputLoss.apply(hidden.to(dtype), weight.to(dtype), wide, columns, smoothing, torch.is_grad_enabled())
 
 
 class _OutputLoss(torch.autograd.Function):
@@ -40,7 +41,9 @@ class _OutputLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, grads: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, smoothing: float, grads: bool
+    ) -> Tensor:
         total, d_bias = bias.new_zeros(()), torch.zeros_like(bias)
         d_logits = hidden @ weight.t() if grads else None
         size = BLOCK if hidden.device.type == "cpu" else GPU_BLOCK
@@ -50,12 +53,16 @@ class _OutputLoss(torch.autograd.Function):
             logits, answers = block.to(bias.dtype), columns[rows].unsqueeze(1)
             logits += bias
             logits -= logits.amax(1, keepdim=True)
-            total -= logits.gather(1, answers).sum()
+            total -= (1 - smoothing) * logits.gather(1, answers).sum()
+            if smoothing:
+                total -= smoothing * logits.mean(1).sum()
             sums = logits.exp_().sum(1, keepdim=True)
             total += sums.log().sum()
             if grads:
                 logits /= sums
-                logits.scatter_add_(1, answers, logits.new_full(answers.shape, -1.0))
+                if smoothing:
+                    logits -= smoothing / logits.shape[1]
+                logits.scatter_add_(1, answers, logits.new_full(answers.shape, smoothing - 1.0))
                 d_bias += logits.sum(0)
                 block.copy_(logits)
         if grads:
@@ -67,4 +74,4 @@ class _OutputLoss(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_logits, d_bias, hidden, weight = ctx.saved_tensors
         d_weight = d_logits.t() @ (hidden * d_total.to(hidden.dtype))  # scaled where it is small
-        return (d_logits @ weight) * d_total.to(hidden.dtype), d_weight, d_bias * d_total, None, None
+        return (d_logits @ weight) * d_total.to(hidden.dtype), d_weight, d_bias * d_total, None, None, None

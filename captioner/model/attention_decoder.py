@@ -214,7 +214,9 @@ class AttentionDecoder(nn.Module):
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5  # (M, A, D+1, G)
         return scores.softmax(3).mean(1)
 
-    def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(
+        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, int]:
         """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
 
         Args:
@@ -222,6 +224,7 @@ class AttentionDecoder(nn.Module):
             image_of_caption: (M,) int64.
             labels: (M, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
                 original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
+            label_smoothing: part of each target's probability that is spread over all words and END.
 
         Returns:
             The sum as a scalar, and the number of targets it is over.
@@ -232,7 +235,7 @@ class AttentionDecoder(nn.Module):
         hidden = self._hidden(encodings, rows, captions.tokens.to(device, non_blocking=True), captions.counts)
         hidden, columns = captions.with_targets(hidden)
         output = self.head(dropout(hidden, self.drop_prob, self.training))
-        return output_loss(output, self.embedding.weight, self.output_bias, columns), len(columns)
+        return output_loss(output, self.embedding.weight, self.output_bias, columns, label_smoothing), len(columns)
 
     def _hidden(self, encodings: Tensor, rows: RowsOfImages, tokens: Tensor, counts: list[int]) -> Tensor:
         """The states (P, H) of LSTM 2 for tokens (P,), counts[t] of them at step t."""

@@ -39,9 +39,10 @@ class CaptionModel(nn.Module):
         labels: Tensor,
         offsets: Tensor | None = None,
         features: Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, int]:
         """The loss of captions given their images; arguments as `encode` and `loss_sum`, result as `loss_sum`."""
-        return self.loss_sum(self.encode(images, offsets, features), image_of_caption, labels)
+        return self.loss_sum(self.encode(images, offsets, features), image_of_caption, labels, label_smoothing)
 
     def encode(self, images: Tensor | None, offsets: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """What the decoder sees of images.
@@ -63,18 +64,21 @@ class CaptionModel(nn.Module):
         """Encodings (N, E) of CNN features (N, F), of any floating-point type."""
         return self.encoder.project(features)
 
-    def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(
+        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, int]:
         """−log p (natural) of captions given their images, summed over words and ENDs.
 
         Args:
             encodings: of `encode`, one row per image; images may have any number of captions.
             image_of_caption: int64 (M,), the row of `encodings` that each caption describes, on their device.
             labels: int64 (M, D) word ids, 0-padded, best on the CPU.
+            label_smoothing: part of each target's probability that is spread over all words and END; in training.
 
         Returns:
             The sum as a scalar, float32 or wider, and the number of targets it is over.
         """
-        return self.decoder.loss_sum(encodings, image_of_caption, labels)
+        return self.decoder.loss_sum(encodings, image_of_caption, labels, label_smoothing)
 
     def cnn_features(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels to CNN feature: what a CNN that is not trained need compute only once per image and crop.

@@ -95,7 +95,9 @@ class Decoder(nn.Module):
         hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
         return log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
 
-    def loss_sum(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(
+        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, int]:
         """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
 
         Args:
@@ -103,6 +105,7 @@ class Decoder(nn.Module):
             image_of_caption: (N,) int64, the row of `encodings` that each caption describes, on their device.
             labels: (N, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
                 original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
+            label_smoothing: part of each target's probability that is spread over all words and END.
 
         Returns:
             The sum as a scalar, and the number of targets it is over.
@@ -114,7 +117,7 @@ class Decoder(nn.Module):
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)
         hidden = dropout(hidden, self.drop_prob, self.training)
-        return output_loss(hidden, self.output.weight, self.output.bias, columns), len(columns)
+        return output_loss(hidden, self.output.weight, self.output.bias, columns, label_smoothing), len(columns)
 
     def pack(self) -> None:
         """Prepare for searches in bfloat16 on a CPU, as PackedLinear describes; only `start` and `step` work then."""

@@ -42,6 +42,10 @@ class TrainingOptions:
     num_layers: int = 1
     input_encoding_size: int = 512
     drop_prob_lm: float = 0.5
+    decoder: Literal["lstm", "attention"] = "lstm"
+    attention_heads: int = 8
+    drop_prob_words: float = 0.3
+    drop_prob_features: float = 0.2
     cnn_layer: Literal["fc7", "pool5"] = "fc7"
     cnn_pixels: Literal["caffe", "torchvision"] | None = None
     # optimisation
@@ -126,7 +130,7 @@ class TrainingOptions:
             raise InputError("--lr_schedule plateau needs --patience", remedy="give the number of validations to wait")
         if self.weight_decay and self.optim != "adamw":
             raise InputError("--weight_decay belongs to --optim adamw", remedy="for the CNN: --cnn_weight_decay")
-        for name in ("drop_prob_lm", "ema", "label_smoothing"):
+        for name in ("ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}", expected="at least 0 and below 1")
         for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):

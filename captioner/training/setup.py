@@ -54,7 +54,13 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         start = load_checkpoint(bundled_model_path() if options.start_from == "bundled" else options.start_from)
         if options.grow_vocab:
             start = grow_vocab(start, dataset.vocab, dataset.max_length, options.seed)
-        config = dataclasses.replace(start.config, drop_prob_lm=options.drop_prob_lm)
+        config = dataclasses.replace(
+            start.config,
+            drop_prob_lm=options.drop_prob_lm,
+            drop_prob_words=options.drop_prob_words,
+            drop_prob_features=options.drop_prob_features,
+        )
+        config.require_sound()
         return Checkpoint(config, start.vocab, start.state_dict, record, decoding)
     weights = read_cnn_weights(options.cnn_model, options.cnn_layer, options.cnn_pixels)
     config = ModelConfig(
@@ -64,11 +70,16 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         rnn_size=options.rnn_size,
         num_layers=options.num_layers,
         drop_prob_lm=options.drop_prob_lm,
+        decoder=options.decoder,
+        attention_heads=options.attention_heads,
+        drop_prob_words=options.drop_prob_words,
+        drop_prob_features=options.drop_prob_features,
         cnn_layer=options.cnn_layer,
         cnn_pixels=weights.pixels,
         conv_widths=weights.conv_widths,
         fc_width=weights.fc_width or VGG16_FC_WIDTH,
     )
+    config.require_sound()
     torch.manual_seed(options.seed)
     model = CaptionModel(config)
     model.encoder.load_state_dict(weights.state, strict=False)
@@ -111,6 +122,7 @@ def make_trainer(options: TrainingOptions, model: CaptionModel, dtype: torch.dty
         grad_clip=options.grad_clip,
         grad_norm=options.grad_norm,
         ema=options.ema,
+        label_smoothing=options.label_smoothing,
         cnn_weight_decay=options.cnn_weight_decay,
         accumulate=options.accumulate,
         dtype=dtype,

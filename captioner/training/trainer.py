@@ -135,6 +135,7 @@ class Trainer:
         grad_clip: float,
         grad_norm: float = 0.0,
         ema: float = 0.0,
+        label_smoothing: float = 0.0,
         cnn_weight_decay: float,
         accumulate: int,
         dtype: torch.dtype,
@@ -142,6 +143,7 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.model, self.dtype, self.seed, self.processes = model, dtype, seed, processes
+        self.label_smoothing = label_smoothing
         self.accumulate, self.pieces = accumulate, Pieces(accumulate)
         self.device = next(model.parameters()).device
         for module in model.encoder.cnn_modules():
@@ -170,7 +172,14 @@ class Trainer:
         """−log p summed over the targets of a piece of a batch, and their number."""
         batch = piece.to(self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(batch.images, batch.image_of_caption, batch.labels, batch.offsets, batch.features)
+            return self.model(
+                batch.images,
+                batch.image_of_caption,
+                batch.labels,
+                batch.offsets,
+                batch.features,
+                self.label_smoothing,
+            )
 
     def sum_over_pieces(
         self, batch: Batch, iteration: int, groups: list[ParameterGroup], work: Callable[[Batch], tuple[Tensor, int]]
