@@ -12,6 +12,7 @@ COMMANDS = {
     "score": "compare captions with what people said, or rate them by what a model thinks of them",
     "convert": "bring checkpoints and weights here from other programs, and from here to them",
     "sweep": "search for good training options",
+    "video": "caption a video file or a camera, scene by scene",
     "serve": "captions over HTTP, with a page to upload pictures",
 }
 

@@ -240,3 +240,16 @@ def test_nothing_bars_readers_who_cannot_see_or_point(browser, serve, folder):
     browser.open(serve(write_page(folder.parent, "[")).address)
     browser.wait(lambda: browser.one("#notice").is_displayed())
     assert browser.barriers() == []
+
+
+def test_only_files_beside_the_page_are_linked(browser, serve, tmp_path):
+    links = ["../clip%20one.mp4#t=2.000", "javascript:alert(1)", "https://example.org/clip.mp4", "http://[", 3]
+    rows = [{"image_id": i, "caption": "a", "file_name": f"{i}.jpg", "link": link} for i, link in enumerate(links)]
+    (tmp_path / "page").mkdir()
+    VisWriter(tmp_path / "page").finish(rows)
+    address = serve(tmp_path).address
+    _open(browser, f"{address}page/")
+    assert browser.one("#facts a").get_attribute("href") == f"{address}clip%20one.mp4#t=2.000"
+    for _ in links[1:]:
+        browser.press(Keys.ARROW_RIGHT)
+        assert not browser.all("#facts a")

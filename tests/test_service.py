@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import encoded, make_hostile_folder, photo, png
 from PIL import Image
-
-from tests.hostile import encoded, make_hostile_folder, photo, png
 
 PROGRAM = Path(__file__).with_name("fake_service.py")
 RED, BLUE, DEFECT = (200, 16, 48), (10, 20, 220), (1, 2, 3)

@@ -3,10 +3,9 @@
 import base64
 
 import pytest
+from test_service import BLUE, RED, Server, picture
 
-from tests.page_browser import browser, chromium  # noqa: F401
-from tests.test_service import BLUE, RED, Server, picture
-
+pytest_plugins = ["page_browser"]
 pytestmark = pytest.mark.browser
 
 # A page cannot be dropped files on or pasted into from outside: the events are made in it, with what browsers put in.
@@ -30,13 +29,13 @@ def server(tmp_path_factory):
     assert running.stop()[0] == 0
 
 
-def give_token(browser, token):  # noqa: F811
+def give_token(browser, token):
     browser.one("#token").clear()
     browser.one("#token").send_keys(token)
     browser.one("#access button").click()
 
 
-def test_photos_chosen_dropped_and_pasted_get_captions(browser, server, tmp_path):  # noqa: F811
+def test_photos_chosen_dropped_and_pasted_get_captions(browser, server, tmp_path):
     (tmp_path / "red.png").write_bytes(picture(RED))
     (tmp_path / "text.png").write_bytes(b"no picture at all")
     browser.look(390, 800)

@@ -64,7 +64,7 @@ function fillAlternatives(answer) {
 }
 
 function fillFacts(row, answer) {
-  const facts = [["File", row.name]];
+  const facts = [["File", row.link ? make("a", { href: row.link }, row.name) : row.name]];
   if (row.split) facts.push(["Split", row.split]);
   if (answer.confidence !== null) facts.push(["Sure", `${percent(answer.confidence)} (the probability per word)`]);
   if (answer.logprob !== null) facts.push(["log p", `${answer.logprob.toFixed(2)} (of the whole caption)`]);

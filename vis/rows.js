@@ -31,6 +31,7 @@ function readRow(row, index) {
     name,
     // The original names its pictures by their ids; ours say where they are, or that there are none.
     picture: typeof row.image === "string" ? row.image : ours ? "" : `imgs/img${id}.jpg`,
+    link: localLink(row.link),
     ratio: width > 0 && height > 0 ? Math.min(2.4, Math.max(0.6, width / height)) : 1.25,
     answers: [readAnswer(row)],
     references: texts(row.references),
@@ -39,6 +40,13 @@ function readRow(row, index) {
     duplicates: typeof row.duplicates === "number" ? row.duplicates : null,
     text: "",
   };
+}
+
+// Where a picture comes from, as a scene of a video: only files beside the page, for data may come from anyone.
+function localLink(link) {
+  if (typeof link !== "string" || !URL.canParse(link, location.href)) return "";
+  const address = new URL(link, location.href);
+  return link && address.protocol === location.protocol && address.host === location.host ? address.href : "";
 }
 
 const texts = (value) => (Array.isArray(value) ? value.map(String) : []);
