@@ -36,5 +36,5 @@ def caption(pictures: Sequence[np.ndarray], options: Any) -> list[dict[str, Any]
 
 
 if __name__ == "__main__":
-    captioner.cli.serve.load = lambda opt: caption
+    captioner.cli.serve.load = lambda opt: (caption, "squash")
     raise SystemExit(captioner.cli.serve.main())

@@ -51,6 +51,24 @@ def test_every_hostile_file_is_listed(hostile: tuple[Path, dict[str, bool]]) -> 
     assert {path.name for path in list_images(folder)} == set(expected)
 
 
+@pytest.mark.parametrize("size", [(400, 300), (300, 400)])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_crop_keeps_the_middle_and_pad_keeps_all(size: tuple[int, int], turned: int) -> None:
+    """Against Pillow, upright first and then cut or framed."""
+    picture = photo(*size)
+    data = encoded(picture, "PNG", exif=exif(turned))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    width, height = upright.size
+    box = ((width - 300) // 2, (height - 300) // 2, (width + 300) // 2, (height + 300) // 2)
+    assert difference(decode_image(data, image_mode="crop"), pillow_bilinear(upright.crop(box))) < 0.6
+    inner = upright.resize((256 * width // 400, 256 * height // 400), Image.Resampling.BILINEAR)
+    padded = Image.new("RGB", (256, 256), (124, 117, 104))
+    padded.paste(inner, ((256 - inner.width) // 2, (256 - inner.height) // 2))
+    assert difference(decode_image(data, image_mode="pad"), np.asarray(padded).transpose(2, 0, 1)) < 0.6
+    grey = encoded(picture.convert("L"), "PNG")
+    assert decode_image(grey, image_mode="pad").shape == (3, 256, 256)
+
+
 def test_stored_size_comes_through_untouched() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     assert np.array_equal(decode_image(encoded(Image.fromarray(noise), "PNG")).transpose(1, 2, 0), noise)

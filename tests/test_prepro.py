@@ -268,6 +268,39 @@ def test_several_inputs_make_one_dataset(raw: Path, capsys: pytest.CaptureFixtur
     assert "3 --images_root for 2 --input_json" in one_error_line(capsys)
 
 
+def test_image_mode_is_kept(raw: Path) -> None:
+    for workers in ("0", "1"):
+        assert run(raw, "--image_mode", "crop", "--num_workers", workers, out="crop") == 0
+        dataset = open_dataset(raw, "crop")
+        assert dataset.image_mode == "crop"
+        assert np.array_equal(dataset.images[3], read_image(raw.parent / "photos" / "3.jpg", "crop"))
+    assert run(raw) == 0
+    assert open_dataset(raw).image_mode == "squash"
+    described = json.loads((raw.parent / "data.json").read_text())
+    assert "image_mode" not in described, "files of the default stay as the original's"
+    with h5py.File(raw.parent / "data.h5") as squashed, h5py.File(raw.parent / "crop.h5") as cropped:
+        assert squashed.attrs["fingerprint"] != cropped.attrs["fingerprint"]
+    (raw.parent / "data.json").write_text(json.dumps({**described, "image_mode": "stretch"}))
+    with pytest.raises(InputError, match="image_mode is 'stretch'; expected squash or crop or pad"):
+        open_dataset(raw)
+
+
+def test_check_tells_mean_and_deviation_of_the_pixels(raw: Path, capsys: pytest.CaptureFixture) -> None:
+    mean_image, report = raw.parent / "mean.png", raw.parent / "report.json"
+    for _ in range(2):
+        assert run(raw, "--check", "1", "--output", str(report), "--mean_image", str(mean_image)) == 0
+    pixels = np.stack([read_image(raw.parent / "photos" / f"{index}.jpg") for index in range(10)])
+    mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+    found = json.loads(report.read_text())["pixels"]
+    assert found["mean"] == pytest.approx(mean, abs=1e-3)
+    assert found["standard_deviation"] == pytest.approx(deviation, abs=1e-3)
+    assert f"mean of red, green, blue {mean[0]:.3f}" in capsys.readouterr().out
+    assert np.abs(np.asarray(Image.open(mean_image)).transpose(2, 0, 1) - pixels.mean(0)).max() <= 0.5
+    mean_image.write_bytes((raw.parent / "photos" / "0.jpg").read_bytes())
+    assert run(raw, "--check", "1", "--mean_image", str(mean_image)) == 1
+    assert "is no mean image" in one_error_line(capsys)
+
+
 def test_not_enough_room(raw: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1_500_000
@@ -476,7 +509,7 @@ def test_a_reading_process_that_cannot_start(
     """No picture is blamed, and nothing is written, when the fault is ours."""
     from captioner.data import decode_pool
 
-    def refuse(connection: object, name: str) -> None:
+    def refuse(connection: object, name: str, image_mode: str) -> None:
         raise SystemExit(1)
 
     monkeypatch.setattr(decode_pool, "_work", refuse)

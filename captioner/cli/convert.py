@@ -151,6 +151,7 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         ("encoding size", str(config.encoding_size)),
         ("longest caption", f"{config.max_length} words"),
         ("pixels", config.cnn_pixels),
+        ("image mode", config.image_mode),
         ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
         ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),
         ("iteration", str(checkpoint.record.iteration)),

@@ -49,12 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="how captions become words: ascii is the original's rule (tshirt), unicode is for any language, ptb is how"
         " scores read them (t-shirt)",
     )
+    p.add_argument(
+        "--image_mode",
+        default="squash",
+        choices=("squash", "crop", "pad"),
+        help="what becomes of pictures that are no squares: squash changes their aspect as the original does, crop"
+        " keeps the middle, pad adds a border; models trained on them do the same to the pictures they caption",
+    )
     p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture")
     p.add_argument("--num_workers", type=workers, help="processes that read pictures (default: one per CPU)")
     p.add_argument("--resume", default=True, type=flag, help="continue an interrupted run")
     p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
     p.add_argument("--check", default=False, type=flag, help="only look and report, write no dataset")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
+    p.add_argument("--mean_image", default="", help="with --check 1: write the mean of all pictures to this PNG file")
     return p
 
 
@@ -67,8 +75,11 @@ def _prepare(opt: argparse.Namespace) -> None:
     from captioner.data.prepare import prepare
     from captioner.data.statistics import describe, unk_hint
 
-    if opt.output:
-        raise InputError("--output is for the report of --check 1", remedy="see --output_h5 and --output_json")
+    if opt.output or opt.mean_image:
+        raise InputError(
+            f"{'--output' if opt.output else '--mean_image'} is for the report of --check 1",
+            remedy="see --output_h5 and --output_json",
+        )
     prepared = prepare(
         opt.input_json,
         opt.images_root,
@@ -82,6 +93,7 @@ def _prepare(opt: argparse.Namespace) -> None:
         on_error=opt.on_error,
         num_workers=opt.num_workers,
         resume=opt.resume,
+        image_mode=opt.image_mode,
         seed=opt.seed,
     )
     print(describe(prepared.statistics, opt.max_length))
@@ -95,12 +107,16 @@ def _prepare(opt: argparse.Namespace) -> None:
 def _check(opt: argparse.Namespace) -> None:
     """What --check does: read everything, report, write no dataset."""
     from captioner.data.check import check, is_report, report_text
+    from captioner.data.pixel_statistics import PixelStatistics, is_mean_image, write_mean_image
     from captioner.data.prepare import require_replaceable
     from captioner.data.statistics import unk_hint
     from captioner.runtime.files import atomic_write
 
     if opt.output:
         require_replaceable(Path(opt.output), opt.input_json, is_report, "report of --check 1")
+    if opt.mean_image:
+        require_replaceable(Path(opt.mean_image), opt.input_json, is_mean_image, "mean image of --check 1")
+    pixels = PixelStatistics()
     report = check(
         opt.input_json,
         opt.images_root,
@@ -110,7 +126,9 @@ def _check(opt: argparse.Namespace) -> None:
         word_count_threshold=opt.word_count_threshold,
         tokenizer=opt.tokenizer,
         num_workers=opt.num_workers,
+        image_mode=opt.image_mode,
         seed=opt.seed,
+        pixels=pixels,
     )
     print(report_text(report, opt.max_length))
     if hint := unk_hint(report["statistics"], opt.word_count_threshold):
@@ -118,6 +136,8 @@ def _check(opt: argparse.Namespace) -> None:
     if opt.output:
         with atomic_write(opt.output, "w", encoding="utf-8") as stream:
             json.dump(report, stream, indent=1)
+    if opt.mean_image and report["readable"]:
+        write_mean_image(opt.mean_image, pixels)
     if not report["readable"]:
         without = len(report["unreadable"]) + len(report["without_captions"])
         raise InputError(f"{', '.join(opt.input_json)}: none of its {without} pictures can be used")

@@ -142,7 +142,7 @@ def _judge(opt: argparse.Namespace) -> None:
     source = FileSource([(file, {"file_path": reference.name}) for file, reference in described])
     model = Model(load_models(opt.model), choose_device(opt.gpuid), opt.precision, calibration=source)
     groups = list(shares(len(source), opt.batch_size, 0, 1))
-    batches = source.batches(groups, opt.num_workers)
+    batches = source.batches(groups, opt.num_workers, model.image_mode)
     rows: list[LikelihoodRow] = []
 
     def readable() -> "Iterator[Batch]":

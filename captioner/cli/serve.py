@@ -15,6 +15,7 @@ from captioner.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from captioner.data.image_mode import ImageMode
     from captioner.service.requests import Options
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def serve_captions(opt: argparse.Namespace) -> None:
     )
     limits = dataclasses.replace(limits, buffered_bytes=max(limits.buffered_bytes, 2 * limits.body_bytes))
     with contextlib.closing(listen(opt.host, opt.port)) as listener:
-        caption = load(opt)
-        with contextlib.closing(Decoders(opt.num_workers, limits.pixels)) as decoders:
+        caption, image_mode = load(opt)
+        with contextlib.closing(Decoders(opt.num_workers, limits.pixels, image_mode=image_mode)) as decoders:
             address = f"http://{f'[{opt.host}]' if ':' in opt.host else opt.host}:{listener.getsockname()[1]}/"
             if opt.host not in LOOPBACK and not token:
                 log.warning("everyone who reaches %s may use it: consider --token_file", address)
@@ -119,8 +120,10 @@ def read_token(token_file: str) -> str:
     return token
 
 
-def load(opt: argparse.Namespace) -> "Callable[[Sequence[np.ndarray], Options], list[dict[str, Any]]]":
-    """The model as the service wants it: pictures with equal options in, JSON objects out."""
+def load(
+    opt: argparse.Namespace,
+) -> "tuple[Callable[[Sequence[np.ndarray], Options], list[dict[str, Any]]], ImageMode]":
+    """The model as the service wants it, pictures with equal options in, JSON objects out; and its image mode."""
     from captioner.inference.model import load_model
     from captioner.output.rows import caption_row
     from captioner.runtime.device import choose_device
@@ -136,7 +139,7 @@ def load(opt: argparse.Namespace) -> "Callable[[Sequence[np.ndarray], Options], 
         rows = map(caption_row, captions)
         return [{key: value for key, value in row.items() if key not in ("image_id", "file_name")} for row in rows]
 
-    return caption
+    return caption, model.image_mode
 
 
 if __name__ == "__main__":

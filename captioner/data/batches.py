@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captioner.data.dataset import Dataset
 from captioner.data.image_like import ImageLike, read_image_like
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET
 from captioner.errors import InputError
 
@@ -214,13 +215,17 @@ def shares(count: int, batch_size: int, rank: int, size: int, first: int = 0) ->
 
 
 def file_batches(
-    files: Sequence[tuple[ImageLike, dict[str, Any]]], positions: Iterable[Sequence[int]], num_workers: int
+    files: Sequence[tuple[ImageLike, dict[str, Any]]],
+    positions: Iterable[Sequence[int]],
+    num_workers: int,
+    image_mode: ImageMode = "squash",
 ) -> Iterator[Batch]:
     """Batches of files or other pictures, decoded in worker threads (decoders leave Python's lock while they work).
 
     Args:
         files: every picture of the run, and what is known about it.
         positions: for each batch, which of them it holds.
+        image_mode: what becomes of pictures that are no squares: the model's.
 
     Yields:
         A batch per group of positions, with its readable images; unreadable ones are listed under `skipped`.
@@ -228,7 +233,7 @@ def file_batches(
 
     def read(position: int) -> np.ndarray | str:
         try:
-            return read_image_like(files[position][0])
+            return read_image_like(files[position][0], image_mode)
         except InputError as error:
             return str(error)
 

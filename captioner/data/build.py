@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.data.dataset import IMAGE_BYTES, IMAGE_OFFSET
 from captioner.data.decode_pool import read_images
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import READING_RULES
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, cannot_write
@@ -41,17 +42,21 @@ class PartialPixels:
         h5_path: the dataset file to come.
         paths: all pictures in order; a partial file of the same list is continued.
         resume: False starts afresh in any case.
+        image_mode: what becomes of pictures that are no squares.
 
     Raises:
         InputError: the files cannot be written, or another run is writing them.
     """
 
-    def __init__(self, h5_path: Path, paths: Sequence[str], resume: bool = True) -> None:
+    def __init__(
+        self, h5_path: Path, paths: Sequence[str], resume: bool = True, image_mode: ImageMode = "squash"
+    ) -> None:
         self.pixels_path = h5_path.with_name(h5_path.name + _PARTIAL)
         self.journal_path = h5_path.with_name(h5_path.name + _JOURNAL)
         self.reasons: list[str | None] = []  # of the pictures done: None if it is in the file
         self.num_rows = 0
         self.paths = paths
+        self.image_mode: ImageMode = image_mode
         self._unsynced: list[str | None] = []
         self._synced_at = time.monotonic()
         for path, is_ours in ((self.pixels_path, _holds_pixels), (self.journal_path, _holds_journal)):
@@ -62,7 +67,7 @@ class PartialPixels:
             mode = "r+b" if self.pixels_path.exists() else "w+b"
             self._pixels: IO[bytes] = open(self.pixels_path, mode, buffering=0)  # noqa: SIM115
             _lock(self._pixels, self.pixels_path)
-            header = json.dumps({"pictures": len(paths), "key": _key(paths)})
+            header = json.dumps({"pictures": len(paths), "key": _key(paths, image_mode)})
             if not (resume and self._load(header)):
                 self._begin(header)
             self._journal: IO[str] = open(self.journal_path, "a", encoding="utf-8")  # noqa: SIM115
@@ -173,17 +178,21 @@ def fill(partial: PartialPixels, num_workers: int) -> Iterator[tuple[int, str]]:
     """
     done = len(partial.reasons)
     yield from ((index, reason) for index, reason in enumerate(partial.reasons[:]) if reason is not None)
-    for index, result in enumerate(read_with_progress(partial.paths, num_workers, done), start=done):
+    for index, result in enumerate(
+        read_with_progress(partial.paths, num_workers, done, partial.image_mode), start=done
+    ):
         if isinstance(result, str):
             yield index, result
         partial.add(result)
     partial.sync()
 
 
-def read_with_progress(paths: Sequence[str], num_workers: int, done: int = 0) -> Iterator[np.ndarray | str]:
+def read_with_progress(
+    paths: Sequence[str], num_workers: int, done: int = 0, image_mode: ImageMode = "squash"
+) -> Iterator[np.ndarray | str]:
     """`read_images` of the paths after the first `done`, with a progress bar on a terminal."""
     with (
-        contextlib.closing(read_images(paths[done:], num_workers)) as results,
+        contextlib.closing(read_images(paths[done:], num_workers, image_mode=image_mode)) as results,
         tqdm(total=len(paths), initial=done, unit=" images", disable=None, smoothing=0.05) as bar,
         logging_redirect_tqdm(),  # a line about a picture goes above the bar
     ):
@@ -238,8 +247,8 @@ def _still_true(entries: Iterable[list | None], paths: Sequence[str]) -> Iterato
             return
 
 
-def _key(paths: Iterable[str]) -> str:
-    digest = hashlib.sha256(f"{READING_RULES}\0".encode())
+def _key(paths: Iterable[str], image_mode: ImageMode) -> str:
+    digest = hashlib.sha256(f"{READING_RULES}\0{'' if image_mode == 'squash' else image_mode}".encode())
     for path in paths:
         # Absolute: the same command in another folder means other pictures. A name can hold what is no character.
         digest.update(os.path.abspath(path).encode("utf-8", "surrogatepass") + b"\0")

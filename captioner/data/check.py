@@ -9,6 +9,7 @@ from typing import Any
 from captioner.data.build import dataset_bytes, read_with_progress
 from captioner.data.captioned import CaptionedPicture, read_captioned
 from captioner.data.decode_pool import available_cpus
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import misnamed
 from captioner.data.near_duplicates import Thumbnails
 from captioner.data.pixel_statistics import PixelStatistics
@@ -33,9 +34,11 @@ def check(
     word_count_threshold: int = 5,
     tokenizer: str = "ascii",
     num_workers: int | None = None,
+    image_mode: ImageMode = "squash",
     seed: int = 123,
+    pixels: PixelStatistics | None = None,
 ) -> dict[str, Any]:
-    """Read everything and report; arguments as of `prepare`.
+    """Read everything and report; arguments as of `prepare`, and `pixels`, to which the pictures are added.
 
     Returns:
         The report, of plain types; see `report_text`.
@@ -45,11 +48,13 @@ def check(
     """
     pictures, findings = read_captioned(inputs, images_roots, tokenizer)
     workers = available_cpus() if num_workers is None else num_workers
-    thumbnails, pixels = Thumbnails(), PixelStatistics()
+    thumbnails, pixels = Thumbnails(), pixels or PixelStatistics()
     unreadable, wrong_names = [], []
     kept: list[CaptionedPicture] = []
     began = time.monotonic()
-    for index, result in enumerate(read_with_progress([picture.path for picture in pictures], workers)):
+    for index, result in enumerate(
+        read_with_progress([picture.path for picture in pictures], workers, image_mode=image_mode)
+    ):
         name = pictures[index].file_path
         if isinstance(result, str):
             unreadable.append({"file_path": name, "reason": result})

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.images import IMAGE_SIZE
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
@@ -45,6 +46,7 @@ class Dataset:
         label_start_ix: np.ndarray,
         label_end_ix: np.ndarray,
         image_offset: int | None,
+        image_mode: ImageMode = "squash",
     ) -> None:
         self.h5_path = h5_path
         self.json_path = json_path
@@ -53,6 +55,7 @@ class Dataset:
         self.labels = labels
         self.label_start_ix = label_start_ix
         self.label_end_ix = label_end_ix
+        self.image_mode: ImageMode = image_mode  # what became of pictures that were no squares
         self._image_offset = image_offset  # None: stored in chunks, which cannot be mapped
         self._images: Any = None
 
@@ -64,7 +67,7 @@ class Dataset:
             InputError: a file is missing, is no such file, or the two do not belong together.
         """
         h5_path, json_path = Path(input_h5), Path(input_json)
-        vocab, info, fingerprint = _read_json(json_path)
+        vocab, info, fingerprint, image_mode = _read_json(json_path)
         with _open_h5(h5_path) as file:
             images = _member(file, h5_path, "images", 4)
             if images.shape[1:] != IMAGE_SHAPE or images.dtype != np.uint8:
@@ -99,6 +102,7 @@ class Dataset:
             label_start_ix=start_ix,
             label_end_ix=end_ix,
             image_offset=image_offset,
+            image_mode=image_mode,
         )
 
     @property
@@ -191,7 +195,7 @@ def is_dataset_json(path: Path) -> bool:
     return isinstance(content, dict) and {"ix_to_word", "images"} <= content.keys()
 
 
-def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any]:
+def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -206,7 +210,10 @@ def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any]:
     for index, entry in enumerate(info):
         if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
             raise InputError(f"{path}: images[{index}] has no split", expected='{"split": "train", ..}')
-    return vocab, info, content.get("fingerprint")
+    image_mode = content.get("image_mode", "squash")
+    if image_mode not in IMAGE_MODES:
+        raise InputError(f"{path}: image_mode is {image_mode!r}", expected=" or ".join(IMAGE_MODES))
+    return vocab, info, content.get("fingerprint"), image_mode
 
 
 def _open_h5(path: Path) -> h5py.File:

@@ -44,14 +44,15 @@ def encode_labels(
     return np.asarray(labels).reshape(-1, max_length), start_ix, end_ix, np.asarray(lengths)
 
 
-def fingerprint_of(vocab: Vocab, info: Iterable[dict[str, Any]], labels: np.ndarray) -> str:
-    """What tells that the two files of a dataset belong together."""
+def fingerprint_of(vocab: Vocab, info: Iterable[dict[str, Any]], labels: np.ndarray, *more: str) -> str:
+    """What tells that the two files of a dataset belong together, and is another for another dataset."""
     digest = hashlib.sha256(f"[{json.dumps(vocab.words)}, {json.dumps(vocab.tokenizer)}, [".encode())
     for index, entry in enumerate(info):
         digest.update(f"{', ' if index else ''}{json.dumps(entry)}".encode())
     digest.update(b"]]")
     for row in range(0, len(labels), _ROWS):
         digest.update(labels[row : row + _ROWS].astype(np.uint32).tobytes())
+    digest.update("".join(more).encode())
     return digest.hexdigest()
 
 

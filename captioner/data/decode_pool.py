@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import IMAGE_SIZE, read_image
 from captioner.errors import InputError
 
@@ -35,7 +36,10 @@ def available_cpus() -> int:
 
 
 def read_images(
-    paths: Sequence[str], num_workers: int, seconds_per_image: float = SECONDS_PER_IMAGE
+    paths: Sequence[str],
+    num_workers: int,
+    seconds_per_image: float = SECONDS_PER_IMAGE,
+    image_mode: ImageMode = "squash",
 ) -> Generator[np.ndarray | str, None, None]:
     """Decode pictures in parallel; for each path in turn uint8 (3, 256, 256), or the reason why there is none.
 
@@ -44,16 +48,16 @@ def read_images(
     """
     if num_workers == 0 or not paths:
         for path in paths:
-            yield _read_or_reason(path)
+            yield _read_or_reason(path, image_mode)
         return
     num_workers = min(num_workers, len(paths), _workers_that_fit())
-    with contextlib.closing(_Pool(paths, num_workers, seconds_per_image)) as pool:
+    with contextlib.closing(_Pool(paths, num_workers, seconds_per_image, image_mode)) as pool:
         yield from pool.results()
 
 
-def _read_or_reason(path: str) -> np.ndarray | str:
+def _read_or_reason(path: str, image_mode: ImageMode) -> np.ndarray | str:
     try:
-        return read_image(path)
+        return read_image(path, image_mode)
     except InputError as error:
         # The path stands before the reason in every message of read_image; callers name the file themselves.
         return str(error).removeprefix(" ".join(f"{path}:".split()) + " ")
@@ -68,13 +72,13 @@ def _workers_that_fit() -> int:
 
 
 class _Worker:
-    def __init__(self, context: multiprocessing.context.BaseContext) -> None:
+    def __init__(self, context: multiprocessing.context.BaseContext, image_mode: ImageMode) -> None:
         self.connection, theirs = context.Pipe()
         # One slot for each picture handed out: a pipe would copy the pixels four times.
         self.memory = SharedMemory(create=True, size=_TASKS_PER_WORKER * _IMAGE_BYTES)
         self.slots = _slots(self.memory)
         self.num_results = 0
-        arguments = (theirs, self.memory.name)
+        arguments = (theirs, self.memory.name, image_mode)
         self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         theirs.close()
@@ -116,9 +120,10 @@ class _Worker:
 class _Pool:
     """Workers, each with a short queue of its own, so that it is known which picture killed which worker."""
 
-    def __init__(self, paths: Sequence[str], num_workers: int, seconds_per_image: float) -> None:
+    def __init__(self, paths: Sequence[str], num_workers: int, seconds_per_image: float, image_mode: ImageMode) -> None:
         self.paths = paths
         self.seconds_per_image = seconds_per_image
+        self.image_mode: ImageMode = image_mode
         # A clean process to fork from: no threads and no open files of ours; torch is imported once.
         methods = multiprocessing.get_all_start_methods()
         self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -129,7 +134,7 @@ class _Pool:
         self.next_task = 0
         self.next_result = 0
         self.finished: dict[int, np.ndarray | str] = {}
-        self.workers = [_Worker(self.context) for _ in range(num_workers)]
+        self.workers = [_Worker(self.context, image_mode) for _ in range(num_workers)]
 
     def results(self) -> Iterator[np.ndarray | str]:
         while self.next_result < len(self.paths):
@@ -182,7 +187,7 @@ class _Pool:
         worker.stop()
         self.finished[worker.tasks.popleft()] = reason
         self.waiting.extendleft(reversed(worker.tasks))
-        self.workers[self.workers.index(worker)] = _Worker(self.context)
+        self.workers[self.workers.index(worker)] = _Worker(self.context, self.image_mode)
 
 
 def _slots(memory: SharedMemory) -> np.ndarray:
@@ -190,7 +195,7 @@ def _slots(memory: SharedMemory) -> np.ndarray:
     return np.ndarray(shape, np.uint8, buffer=memory.buf)
 
 
-def _work(connection: Connection, memory_name: str) -> None:
+def _work(connection: Connection, memory_name: str, image_mode: ImageMode) -> None:
     """A worker process: paths come in, pixels go into the slots in turn, None or a reason goes out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import torch
@@ -203,7 +208,7 @@ def _work(connection: Connection, memory_name: str) -> None:
     with contextlib.suppress(EOFError, OSError):
         connection.send("started")
         for number in itertools.count():
-            result = _read_or_reason(connection.recv())
+            result = _read_or_reason(connection.recv(), image_mode)
             if isinstance(result, str):
                 connection.send(result)
             else:

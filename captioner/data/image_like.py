@@ -9,6 +9,7 @@ from typing import TypeAlias, TypeGuard
 import numpy as np
 from PIL import Image, ImageFile
 
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import decode_image, read_image, square
 from captioner.errors import InputError
 
@@ -43,25 +44,25 @@ def file_name_of(picture: ImageLike) -> str:
     return str(Path(picture)) if isinstance(picture, str | os.PathLike) else ""
 
 
-def read_image_like(picture: ImageLike) -> np.ndarray:
-    """Any picture as uint8 RGB of shape (3, 256, 256), C-contiguous.
+def read_image_like(picture: ImageLike, image_mode: ImageMode = "squash") -> np.ndarray:
+    """Any picture as uint8 RGB of shape (3, 256, 256), C-contiguous; `image_mode` as of `images.read_image`.
 
     Raises:
         InputError: it cannot be used, with the reason; the message begins with the file's name where it is a file.
     """
     if isinstance(picture, str | os.PathLike):
-        return read_image(Path(picture))
+        return read_image(Path(picture), image_mode)
     if isinstance(picture, bytes | bytearray | memoryview):
         if not picture:
             raise InputError("is empty")
-        return decode_image(bytes(picture))
+        return decode_image(bytes(picture), image_mode=image_mode)
     if isinstance(picture, np.ndarray):
-        return square(_from_array(picture))
+        return square(_from_array(picture), image_mode)
     if isinstance(picture, ImageFile.ImageFile):
         with _reading:
-            return square(picture)
+            return square(picture, image_mode)
     if isinstance(picture, Image.Image):
-        return square(picture)
+        return square(picture, image_mode)
     raise InputError(f"{type(picture).__name__} is no picture", expected="a path, bytes, an array or a Pillow image")
 
 

@@ -1,8 +1,9 @@
 """Any image file → (3, 256, 256) uint8 RGB; centre and random crops.
 
 The content decides what a file is, never its name. EXIF orientation is applied, transparency is laid over
-white, grey is replicated, and only the first frame of an animation counts. Everything is squashed to a
-square with an antialiased bilinear filter (Pillow's); a 256×256 picture comes through untouched.
+white, grey is replicated, and only the first frame of an animation counts. Everything becomes a square: squashed
+as in the original, or its middle square, or whole with a border, with an antialiased bilinear filter (Pillow's); a
+256×256 picture comes through untouched.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from captioner.data.image_mode import ImageMode
 from captioner.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ READING_RULES = 2  # to be raised when the same file would give other pixels: pa
 # below this: beyond twice the final size the filter makes the loss invisible (0.2 grey levels on average; an eighth
 # of 12 megapixels instead of a quarter would save a seventh of the time, but costs 0.6, and up to 1.4).
 _DRAFT_SIDE = 2 * IMAGE_SIZE
+
+_BORDER = (124, 117, 104)  # of padded pictures: ImageNet's mean, next to nothing for a CNN once it is subtracted
 
 _REDUCED_PIXELS = 40_000_000  # beyond this other formats are made smaller in the same way
 
@@ -68,15 +72,18 @@ _UPRIGHT = {
 _EXIF_ORIENTATION = 0x0112
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, image_mode: ImageMode = "squash") -> np.ndarray:
     """Read any picture as uint8 RGB of shape (3, 256, 256), C-contiguous.
+
+    Args:
+        image_mode: "squash" changes the aspect, "crop" keeps the middle square, "pad" adds a border of ImageNet's mean.
 
     Raises:
         InputError: the file cannot be used, with the reason.
     """
     data = read_file(path)
     try:
-        return decode_image(data)
+        return decode_image(data, image_mode=image_mode)
     except InputError as error:
         raise InputError(f"{path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
 
@@ -109,17 +116,17 @@ def read_file(path: str | Path) -> bytes:
     return data
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, image_mode: ImageMode = "squash") -> np.ndarray:
     """Decode the bytes of a picture file, of `max_pixels` at most, as uint8 RGB of shape (3, 256, 256).
 
     Raises:
         InputError: they cannot be decoded, with the reason.
     """
     with _opened(data, max_pixels) as image:
-        return _decode(image, data)
+        return _decode(image, data, image_mode)
 
 
-def square(image: Image.Image) -> np.ndarray:
+def square(image: Image.Image, image_mode: ImageMode = "squash") -> np.ndarray:
     """A picture that Pillow has opened or made as uint8 RGB of shape (3, 256, 256); `image` itself stays as it is.
 
     Raises:
@@ -127,7 +134,7 @@ def square(image: Image.Image) -> np.ndarray:
     """
     with _decoder_errors():
         _require_sensible_size(image)
-        return _decode(image, None)
+        return _decode(image, None, image_mode)
 
 
 def decode_for_display(data: bytes, longest_side: int) -> Image.Image:
@@ -232,7 +239,7 @@ def _decoder_errors() -> Iterator[None]:
         raise InputError(_describe_failure(error)) from error
 
 
-def _decode(image: Image.Image, data: bytes | None) -> np.ndarray:
+def _decode(image: Image.Image, data: bytes | None, image_mode: ImageMode) -> np.ndarray:
     """`data` is the file's; without it nothing is done to `image` that would change it for its owner."""
     width, height = image.size
     orientation = image.getexif().get(_EXIF_ORIENTATION) if _may_have_exif(image) else None
@@ -249,10 +256,10 @@ def _decode(image: Image.Image, data: bytes | None) -> np.ndarray:
         if factor > 1 and flat.width * flat.height > _REDUCED_PIXELS:
             flat = flat.reduce(factor)  # averages squares, as a JPEG's draft does; saves a gigabyte
         pixels = np.atleast_3d(np.asarray(flat)).transpose(2, 0, 1)
-    pixels = _squash(pixels)
+    pixels = _made_square(pixels, image_mode)
     upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     if upright is not None:
-        # After squashing: the picture is a square now, and turning it is cheap.
+        # The picture is a square now, and turning it is cheap.
         turned = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).transpose(upright)
         pixels = np.asarray(turned).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
@@ -285,18 +292,35 @@ def _decode_jpeg_fast(data: bytes, mode: str, size: tuple[int, int]) -> np.ndarr
     return pixels.transpose(2, 0, 1)
 
 
-def _squash(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (1 or 3, height, width) → (3, 256, 256). torch's antialiased filter is Pillow's, in SIMD."""
-    if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
-        import torch
-        from torch.nn.functional import interpolate
+def _made_square(pixels: np.ndarray, image_mode: ImageMode) -> np.ndarray:
+    """uint8 (1 or 3, height, width) → (3, 256, 256)."""
+    height, width = pixels.shape[1:]
+    if image_mode == "pad" and height != width:
+        scale = IMAGE_SIZE / max(height, width)
+        inner = _resized(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+        top, left = (IMAGE_SIZE - inner.shape[1]) // 2, (IMAGE_SIZE - inner.shape[2]) // 2
+        padded = np.empty((3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        padded[:] = np.array(_BORDER, np.uint8).reshape(3, 1, 1)
+        padded[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+        return padded
+    if image_mode == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[:, top : top + side, left : left + side]
+    return np.broadcast_to(_resized(pixels, IMAGE_SIZE, IMAGE_SIZE), (3, IMAGE_SIZE, IMAGE_SIZE))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the array is read-only, but nothing writes to it
-            batch = torch.from_numpy(pixels)[None]
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        pixels = interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)[0].numpy()
-    return np.broadcast_to(pixels, (3, IMAGE_SIZE, IMAGE_SIZE))
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """torch's antialiased filter is Pillow's, in SIMD."""
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    import torch
+    from torch.nn.functional import interpolate
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the array is read-only, but nothing writes to it
+        batch = torch.from_numpy(pixels)[None]
+    return interpolate(batch, (height, width), mode="bilinear", antialias=True, align_corners=False)[0].numpy()
 
 
 def _flatten(image: Image.Image) -> Image.Image:

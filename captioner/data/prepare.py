@@ -12,6 +12,7 @@ from captioner.data.captioned import CaptionedPicture, read_captioned
 from captioner.data.dataset import is_dataset_h5, is_dataset_json
 from captioner.data.dataset_writer import encode_labels, fingerprint_of, finish_h5, write_dataset_json
 from captioner.data.decode_pool import available_cpus
+from captioner.data.image_mode import ImageMode
 from captioner.data.splits import assign_splits, without_split
 from captioner.data.statistics import count_words, statistics
 from captioner.data.vocabulary import Vocab
@@ -43,6 +44,7 @@ def prepare(
     on_error: Literal["skip", "fail"] = "skip",
     num_workers: int | None = None,
     resume: bool = True,
+    image_mode: ImageMode = "squash",
     seed: int = 123,
 ) -> Prepared:
     """Write a dataset's h5 and json file: what caption-prepro does, with its options and defaults.
@@ -60,6 +62,7 @@ def prepare(
         on_error: "fail" ends at an unreadable picture.
         num_workers: processes that read pictures; None: one per CPU.
         resume: continue an interrupted run.
+        image_mode: what becomes of pictures that are no squares, see `images.read_image`; kept in the json.
         seed: of the random splits.
 
     Raises:
@@ -77,7 +80,7 @@ def prepare(
     without_split(pictures, num_val, num_test)  # before hours of reading
     require_disk_space(h5_path, len(pictures), sum(len(picture.captions) for picture in pictures), max_length)
 
-    with PartialPixels(h5_path, [picture.path for picture in pictures], resume) as partial:
+    with PartialPixels(h5_path, [picture.path for picture in pictures], resume, image_mode) as partial:
         for index, reason in fill(partial, available_cpus() if num_workers is None else num_workers):
             if on_error == "fail":
                 raise InputError(f"{pictures[index].path}: {reason}", remedy="repair it, or leave out --on_error fail")
@@ -101,9 +104,11 @@ def prepare(
             for picture, split in zip(kept, splits, strict=True):
                 yield _info(picture, split, with_source=len(inputs) > 1)
 
-        fingerprint = fingerprint_of(vocab, info(), arrays[0])
+        # Squashed is what a json without this key means: the original's, and all before there was a choice.
+        more = {} if image_mode == "squash" else {"image_mode": image_mode}
+        fingerprint = fingerprint_of(vocab, info(), arrays[0], *more.values())
         finish_h5(partial.pixels_path, len(kept), *arrays, fingerprint)
-        write_dataset_json(json_path, vocab, info(), fingerprint, statistics=figures, skipped=skipped)
+        write_dataset_json(json_path, vocab, info(), fingerprint, statistics=figures, skipped=skipped, **more)
         partial.publish(h5_path)
     return Prepared(figures, skipped)
 

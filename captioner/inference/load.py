@@ -28,14 +28,21 @@ CALIBRATION_PHOTOS = 48
 
 
 def load_models(paths: Sequence[str | Path] = ()) -> list[Checkpoint]:
-    """The checkpoints named, or the bundled one; all with the same vocabulary.
+    """The checkpoints named, or the bundled one; all with the same vocabulary, and squares made alike.
 
     Raises:
-        InputError: one cannot be read, or has another vocabulary.
+        InputError: one cannot be read, or does not fit the first.
     """
     chosen: Sequence[str | Path] = paths or [bundled_model_path()]
     checkpoints = [load_checkpoint(path) for path in chosen]
     require_same_vocabulary([(str(path), own.vocab) for path, own in zip(chosen, checkpoints, strict=True)])
+    for path, own in zip(chosen, checkpoints, strict=True):
+        if own.config.image_mode != checkpoints[0].config.image_mode:
+            raise InputError(
+                f"{path}: was trained on pictures in the mode {own.config.image_mode}, {chosen[0]} on the mode"
+                f" {checkpoints[0].config.image_mode}",
+                remedy="average models that see pictures alike",
+            )
     return checkpoints
 
 

@@ -100,10 +100,11 @@ class Model:
         precision: Precision = "auto",
         calibration: Images | None = None,
     ) -> None:
+        self.image_mode = checkpoints[0].config.image_mode  # what becomes of pictures that are no squares
         photos = ImageList([]) if calibration is None else calibration
 
         def first_photos(count: int) -> Iterator[Batch]:
-            return photos.batches(shares(min(count, len(photos)), 8, 0, 1), NUM_WORKERS)
+            return photos.batches(shares(min(count, len(photos)), 8, 0, 1), NUM_WORKERS, self.image_mode)
 
         self.captioner = make_captioner(checkpoints, device, precision, first_photos)
         self._decoding = checkpoints[0].decoding
@@ -227,7 +228,7 @@ class Model:
             InputError: the picture cannot be read.
         """
         one = isinstance(captions, str)
-        (batch,) = ImageList([image]).batches([range(1)], num_workers=0)
+        (batch,) = ImageList([image]).batches([range(1)], 0, self.image_mode)
         if batch.skipped:
             raise InputError(batch.skipped[0][1])
         texts = [captions] if isinstance(captions, str) else captions
@@ -300,7 +301,8 @@ class Model:
             groups: the positions of each batch (see `shares`).
             explain: with a map per word of where the model looked.
         """
-        return evaluate(self.captioner, images.batches(groups, num_workers), options, seed, explain)
+        batches = images.batches(groups, num_workers, self.image_mode)
+        return evaluate(self.captioner, batches, options, seed, explain)
 
     def captions_of(self, evaluated: Evaluated, min_confidence: float = 0.0) -> list[Caption]:
         """What `run` found, in words; below `min_confidence` a caption is withheld."""

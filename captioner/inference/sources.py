@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +12,12 @@ import numpy as np
 from captioner.data.batches import Batch, dataset_batches, file_batches
 from captioner.data.dataset import Dataset
 from captioner.data.image_like import ImageLike, file_name_of
+from captioner.data.image_mode import ImageMode
 from captioner.data.listing import list_images
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
+
+log = logging.getLogger(__name__)
 
 
 class Images(Protocol):
@@ -21,8 +25,13 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
-        """One batch per group of positions, in order. Unreadable files are not in it but under its `skipped`."""
+    def batches(
+        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
+    ) -> Iterator[Batch]:
+        """One batch per group of positions, in order. Unreadable files are not in it but under its `skipped`.
+
+        `image_mode` says what becomes of pictures that are no squares: the model's.
+        """
         ...
 
 
@@ -54,8 +63,10 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
-        return file_batches(self.pictures, positions, num_workers)
+    def batches(
+        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
+    ) -> Iterator[Batch]:
+        return file_batches(self.pictures, positions, num_workers, image_mode)
 
 
 class FileSource:
@@ -67,8 +78,10 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
-        return file_batches(self.files, positions, num_workers)
+    def batches(
+        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
+    ) -> Iterator[Batch]:
+        return file_batches(self.files, positions, num_workers, image_mode)
 
     def picture(self, position: int) -> Path:
         return self.files[position][0]
@@ -89,7 +102,16 @@ class SplitSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batches(self, positions: Iterable[Sequence[int]], num_workers: int) -> Iterator[Batch]:
+    def batches(
+        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
+    ) -> Iterator[Batch]:
+        if self.dataset.image_mode != image_mode:
+            log.warning(
+                "%s holds pictures in the mode %s, but the model was trained on the mode %s (--image_mode)",
+                self.dataset.h5_path,
+                self.dataset.image_mode,
+                image_mode,
+            )
         return dataset_batches(self.dataset, self.indices, positions, num_workers)
 
     def picture(self, position: int) -> Path | np.ndarray:

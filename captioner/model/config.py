@@ -4,12 +4,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.errors import InputError
 from captioner.model.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 
 DecoderKind = Literal["lstm", "attention"]
 
-CHOICES = {"cnn_layer": get_args(CnnLayer), "cnn_pixels": get_args(Pixels), "decoder": get_args(DecoderKind)}
+CHOICES = {
+    "cnn_layer": get_args(CnnLayer),
+    "cnn_pixels": get_args(Pixels),
+    "image_mode": IMAGE_MODES,
+    "decoder": get_args(DecoderKind),
+}
 # Fields that version 1 of the checkpoint format did not have; its models have their default values.
 OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_features")
 
@@ -18,7 +24,8 @@ OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_feat
 class ModelConfig:
     """Everything needed to rebuild a model; saved with its weights.
 
-    The last three fields are the attending decoder's: heads, and dropout of the embedded words and of the grid;
+    `image_mode` says what becomes of pictures that are no squares. The last three fields are the attending decoder's:
+    heads, and dropout of the embedded words and of the grid;
     `drop_prob_lm` is the dropout before the output layer of either decoder.
     """
 
@@ -32,6 +39,7 @@ class ModelConfig:
     cnn_pixels: Pixels = "caffe"
     conv_widths: tuple[int, ...] = VGG16_WIDTHS
     fc_width: int = VGG16_FC_WIDTH
+    image_mode: ImageMode = "squash"
     decoder: DecoderKind = "lstm"
     attention_heads: int = 8
     drop_prob_words: float = 0.3
@@ -40,11 +48,13 @@ class ModelConfig:
     @property
     def format_version(self) -> int:
         """The first version of the checkpoint format whose readers know this model."""
-        return 1 if self.decoder == "lstm" else 2
+        return 1 if self.decoder == "lstm" and self.image_mode == "squash" else 2
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint; without what only other decoders have, for older readers' sake."""
         values = {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
+        if self.image_mode == "squash":
+            del values["image_mode"]  # what files without it mean, those of older versions too
         return {name: value for name, value in values.items() if self.decoder != "lstm" or name not in OF_ATTENTION}
 
     @classmethod
@@ -54,6 +64,7 @@ class ModelConfig:
         Raises:
             InputError: a field is missing, unknown or of the wrong kind.
         """
+        values = {"image_mode": "squash", **values}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if "decoder" not in values:
             values = {**{name: fields[name].default for name in OF_ATTENTION}, **values}

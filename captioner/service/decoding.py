@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import decode_image
 from captioner.errors import InputError
 
@@ -22,10 +23,14 @@ class Decoders:
     Args:
         count: how many, and so how many pictures at once.
         max_pixels: larger pictures are refused by their header.
+        image_mode: what becomes of pictures that are no squares: the model's.
     """
 
-    def __init__(self, count: int, max_pixels: int, seconds: float = SECONDS_PER_PICTURE) -> None:
+    def __init__(
+        self, count: int, max_pixels: int, seconds: float = SECONDS_PER_PICTURE, image_mode: ImageMode = "squash"
+    ) -> None:
         self._max_pixels, self._seconds = max_pixels, seconds
+        self._image_mode: ImageMode = image_mode
         methods = multiprocessing.get_all_start_methods()
         # A clean process to fork from: no threads and no sockets of ours.
         self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -34,7 +39,7 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, "decoders")
         self._free: asyncio.Queue[_Decoder] = asyncio.Queue()
         for _ in range(count):
-            self._free.put_nowait(_Decoder(self._context, max_pixels))
+            self._free.put_nowait(_Decoder(self._context, max_pixels, image_mode))
 
     async def decode(self, data: bytes) -> np.ndarray:
         """uint8 RGB of shape (256, 256, 3).
@@ -53,7 +58,7 @@ class Decoders:
 
     def _release(self, decoder: "_Decoder") -> None:
         if not decoder.alive:
-            decoder = _Decoder(self._context, self._max_pixels)
+            decoder = _Decoder(self._context, self._max_pixels, self._image_mode)
         self._free.put_nowait(decoder)
 
     def close(self) -> None:
@@ -64,9 +69,10 @@ class Decoders:
 
 
 class _Decoder:
-    def __init__(self, context: multiprocessing.context.BaseContext, max_pixels: int) -> None:
+    def __init__(self, context: multiprocessing.context.BaseContext, max_pixels: int, image_mode: ImageMode) -> None:
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, max_pixels), daemon=True)  # type: ignore[attr-defined]
+        arguments = (theirs, max_pixels, image_mode)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         self._process.start()
         theirs.close()
         self._started = False
@@ -94,7 +100,7 @@ class _Decoder:
         self._process.join()
 
 
-def _work(connection: Connection, max_pixels: int) -> None:
+def _work(connection: Connection, max_pixels: int, image_mode: ImageMode) -> None:
     """A decoder's process: bytes come in, pixels or a reason go out, until the service closes the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the service ends it, after the last picture
@@ -108,7 +114,7 @@ def _work(connection: Connection, max_pixels: int) -> None:
         while True:
             data = connection.recv_bytes()
             try:
-                result: np.ndarray | str = decode_image(data, max_pixels)
+                result: np.ndarray | str = decode_image(data, max_pixels, image_mode)
             except InputError as error:
                 result = str(error)
             connection.send(result)

@@ -59,6 +59,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
             drop_prob_lm=options.drop_prob_lm,
             drop_prob_words=options.drop_prob_words,
             drop_prob_features=options.drop_prob_features,
+            image_mode=dataset.image_mode,
         )
         config.require_sound()
         return Checkpoint(config, start.vocab, start.state_dict, record, decoding)
@@ -78,6 +79,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         cnn_pixels=weights.pixels,
         conv_widths=weights.conv_widths,
         fc_width=weights.fc_width or VGG16_FC_WIDTH,
+        image_mode=dataset.image_mode,
     )
     config.require_sound()
     torch.manual_seed(options.seed)
@@ -93,6 +95,12 @@ def require_matching(start: Checkpoint, dataset: Dataset, options: TrainingOptio
         raise InputError(
             f"{options.input_json}: its {dataset.vocab.size} words are not the model's {start.vocab.size} words",
             remedy="prepare the data with the model's vocabulary" + move,
+        )
+    if start.config.image_mode != dataset.image_mode:
+        raise InputError(
+            f"{options.input_h5}: holds pictures in the mode {dataset.image_mode},"
+            f" the model was trained on the mode {start.config.image_mode}",
+            remedy=f"prepare the data with --image_mode {start.config.image_mode}",
         )
     if start.config.max_length != dataset.max_length:
         raise InputError(
