@@ -32,6 +32,7 @@ from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import inference_dtype, prepare_for_inference, training_dtype
 from captioner.runtime.processes import Processes, process_group
 from captioner.training import presets
+from captioner.training.feature_cache import cached_type
 from captioner.training.loop import update
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.setup import (
@@ -152,7 +153,7 @@ def _plan_stage(
     ]
     features = None
     if options.cache_features:
-        features = stand_in_features(len(dataset.info), options.cache_features, model.encoder.feature_shape)
+        features = stand_in_features(len(dataset.info), options.cache_features, model)
     share = len(processes.share(options.batch_size))
     kinds = {}
     for name in ("frozen", "fine-tuning"):
@@ -386,7 +387,8 @@ class Plan:
                 f" epoch (measured on {self.device} with {kind.measured}{of} images, without waiting for data)"
             )
         if self.feature_cache:
-            images = self.feature_cache / (4 * math.prod(self.model.encoder.feature_shape))
+            per_image = cached_type(self.model).itemsize * math.prod(self.model.encoder.feature_shape)
+            images = self.feature_cache / per_image
             lines.append(f"{'':12} {_duration(images * self.image_seconds)} once for the cached features")
         if self.validation_images:
             seconds = _duration(self.validation_images * self.image_seconds)
@@ -394,9 +396,10 @@ class Plan:
         return lines
 
 
-def stand_in_features(images: int, crops: int, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (images, crops, *shape) that look like cached features and take no memory."""
-    values = np.random.default_rng(0).random((1, 1, *shape), np.float32)
+def stand_in_features(images: int, crops: int, model: CaptionModel) -> np.ndarray:
+    """What looks like cached features (images, crops, ...) of the model, and takes no memory."""
+    shape = model.encoder.feature_shape
+    values = np.random.default_rng(0).random((1, 1, *shape), np.float32).astype(cached_type(model))
     return np.broadcast_to(values, (images, crops, *shape))
 
 
