@@ -105,6 +105,8 @@ class TrainingOptions:
         if unknown:
             raise InputError(f"training has no option {unknown[0]!r}", remedy="caption-train --help lists them")
         values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+        if values.get("decoder") == "attention":
+            values.setdefault("cnn_layer", "pool5")  # whose grid it looks at
         return cls(**values)
 
     def check(self) -> None:
@@ -172,6 +174,8 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
         if asked.resume not in ("", "auto"):  # its weights come from there
             values.pop("start_from", None)
             values.pop("grow_vocab", None)
+        if asked.decoder == "attention":
+            values["cnn_layer"] = asked.cnn_layer
         stages.append(TrainingOptions.of({**values, **given, "stage": number}))
     if len(stages) > 1:  # each stage takes what is meant for it
         stages[0] = dataclasses.replace(stages[0], finetune_cnn_after=-1)
