@@ -178,6 +178,30 @@ def test_two_results_stand_side_by_side(browser, serve, folder):
     assert "a=vis.json&b=other.json" in browser.driver.current_url
 
 
+def test_caption_score_shows_two_systems_on_the_page_of_their_pictures(browser, serve, folder, command, tmp_path):
+    other = [{"image_id": 1, "caption": "two cats"}, {"image_id": 2, "caption": "a red cup"}]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    references = [{"id": i, "captions": [caption, "it"]} for i, caption in ((1, "a cat sits"), (2, "a red cup"))]
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    argv = ["--predictions", folder / "vis.json", "--references", tmp_path / "references.json", "--metrics", "rouge_l"]
+    done = command("score", *argv, "--compare", tmp_path / "other.json", "--view", folder)
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.split("side by side: ")[1].strip()
+    assert address == f"{folder / 'index.html'}#a=compare-vis.json&b=compare-other.json&sort=differing"
+    browser.open(f"file://{address}")  # as it is printed
+    browser.wait(lambda: browser.run("return [...document.images].filter((i) => i.naturalWidth > 100).length") == 2)
+    assert browser.texts(".card .caption") == ["A a cat sits", "B two cats", "A a red cup", "B a red cup"]
+    browser.one(".open").click()
+    assert browser.texts("#answers li") == [
+        "A a cat sits compare-vis.json, ROUGE_L 1.00",
+        "B two cats compare-other.json, ROUGE_L 0.00",
+        "a cat sits by people",
+        "it by people",
+    ]
+    done = command("score", *argv, "--view", folder)
+    assert done.returncode == 1 and "--compare" in done.stderr
+
+
 def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, folder):
     rows = json.loads((folder / "vis.json").read_text())
     heat = bytearray(49)

@@ -31,10 +31,11 @@ function openLarge(place) {
 function fillAnswers(row) {
   const lines = row.answers.length > 1 || row.captions.length > 1 ? captionLines(row, "span") : [];
   const answers = lines.map((line, place) => {
-    const confidence = row.captions.length ? null : row.answers[place]?.confidence ?? null;
-    const source = row.captions.length ? "" : state.sources[place] ?? "";
-    const facts = [source, confidence === null ? "" : `${percent(confidence)} sure`].filter(Boolean).join(", ");
-    return make("li", {}, line, " ", make("small", {}, facts));
+    const answer = row.captions.length ? null : row.answers[place];
+    const facts = row.captions.length ? [] : [state.sources[place] ?? ""];
+    if (answer?.score != null) facts.push(`${answer.scoreName} ${answer.score.toFixed(2)}`);
+    if (answer?.confidence != null) facts.push(`${percent(answer.confidence)} sure`);
+    return make("li", {}, line, " ", make("small", {}, facts.filter(Boolean).join(", ")));
   });
   const known = row.references.map((caption) => make("li", {}, caption, " ", make("small", {}, "by people")));
   byId("answers").replaceChildren(...answers, ...known);

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", default=True, type=flag, help="continue an interrupted run")
     p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
     p.add_argument("--check", default=False, type=flag, help="only look and report, write no dataset")
+    p.add_argument("--view", default="", metavar="FOLDER", help="look, as --check 1, and write a page of what is there")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     p.add_argument("--mean_image", default="", help="with --check 1: write the mean of all pictures to this PNG file")
     return p
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    return run("caption-prepro", lambda: _check(opt) if opt.check else _prepare(opt))
+    return run("caption-prepro", lambda: _check(opt) if opt.check or opt.view else _prepare(opt))
 
 
 def _prepare(opt: argparse.Namespace) -> None:
@@ -138,9 +139,30 @@ def _check(opt: argparse.Namespace) -> None:
             json.dump(report, stream, indent=1)
     if opt.mean_image and report["readable"]:
         write_mean_image(opt.mean_image, pixels)
+    if opt.view and report["readable"]:
+        print(f"page        {_write_page(opt, report)} (open it by double click)")
     if not report["readable"]:
         without = len(report["unreadable"]) + len(report["without_captions"])
         raise InputError(f"{', '.join(opt.input_json)}: none of its {without} pictures can be used")
+
+
+def _write_page(opt: argparse.Namespace, report: dict[str, Any]) -> Path:
+    """What --view does after the look."""
+    from captioner.data.captioned import read_captioned
+    from captioner.output.dataset_page import write_dataset_page
+
+    pictures, _ = read_captioned(opt.input_json, opt.images_root, opt.tokenizer)
+    return write_dataset_page(
+        Path(opt.view),
+        pictures,
+        report,
+        title=", ".join(Path(name).resolve().name for name in opt.input_json),
+        num_val=opt.num_val,
+        num_test=opt.num_test,
+        word_count_threshold=opt.word_count_threshold,
+        tokenizer=opt.tokenizer,
+        seed=opt.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -141,13 +141,22 @@ class VisWriter:
                 json.dump(dict(content or {}), stream, ensure_ascii=False)
         for name in ("vis.json", "scores.json", "about.json"):
             write_data_script(self.folder / name)
-        for source in page_files():
-            target = self.folder / source.name
-            if target.exists() and target.samefile(source):
-                continue  # a working copy's own vis/
-            with source.open("rb") as read, atomic_write(target) as written:
-                shutil.copyfileobj(read, written)
-        return self.folder / "index.html"
+        return copy_page(self.folder)
+
+
+def copy_page(folder: Path) -> Path:
+    """Put the page's own files into a folder, and return the path of its index.html.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    for source in page_files():
+        target = folder / source.name
+        if target.exists() and target.samefile(source):
+            continue  # a working copy's own vis/
+        with source.open("rb") as read, atomic_write(target) as written:
+            shutil.copyfileobj(read, written)
+    return folder / "index.html"
 
 
 def safe_name(image_id: object) -> str:
