@@ -50,6 +50,7 @@ def test_pictures_stand_with_all_their_captions_and_rare_words_marked(browser, v
     assert browser.texts(".card .name") == ["c.jpg"]
     browser.one(".open").click()
     assert browser.one("#large-caption").text == "a dog runs"
+    assert not browser.one("#verdicts").is_displayed()  # what people wrote is not judged
     assert browser.complaints() == []
     assert browser.barriers() == []
 

@@ -172,7 +172,7 @@ def test_two_results_stand_side_by_side(browser, serve, folder):
     assert browser.texts(".card:nth-child(2) .caption") == ["A a cat sits", "B a dog sits"]
     assert browser.texts(".card:nth-child(2) mark") == ["cat", "dog"]
     assert browser.texts(".card:nth-child(3) .caption") == ["A two dogs play", "B –"]
-    assert browser.one("#about").text.startswith("A: vis.json   B: other.json".replace("   ", " "))
+    assert browser.one("#about").text.startswith("A: vis, B: other · ")
     browser.one("#show [value=differing]").click()
     assert browser.texts(".card .name") == ["1.jpg", "3.jpg"]
     assert "a=vis.json&b=other.json" in browser.driver.current_url
@@ -193,8 +193,8 @@ def test_caption_score_shows_two_systems_on_the_page_of_their_pictures(browser, 
     assert browser.texts(".card .caption") == ["A a cat sits", "B two cats", "A a red cup", "B a red cup"]
     browser.one(".open").click()
     assert browser.texts("#answers li") == [
-        "A a cat sits compare-vis.json, ROUGE_L 1.00",
-        "B two cats compare-other.json, ROUGE_L 0.00",
+        "A a cat sits vis, ROUGE_L 1.00",
+        "B two cats other, ROUGE_L 0.00",
         "a cat sits by people",
         "it by people",
     ]

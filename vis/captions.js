@@ -59,7 +59,7 @@ function showTitle() {
   byId("title").textContent = folder;
   document.title = folder === "Captions" ? folder : `${folder} · captions`;
   const facts = [];
-  if (state.sources.length > 1) facts.push(state.sources.map((name, place) => `${letter(place)}: ${name}`).join("   "));
+  if (state.sources.length > 1) facts.push(state.sources.map((_, place) => `${letter(place)}: ${sourceName(place)}`).join(", "));
   if (typeof about.model === "string" && about.model) facts.push(about.model);
   const date = new Date(about.date ?? NaN);
   if (!Number.isNaN(date.getTime())) facts.push(date.toLocaleDateString(undefined, { dateStyle: "medium" }));
