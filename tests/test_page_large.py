@@ -202,7 +202,9 @@ def test_caption_score_shows_two_systems_on_the_page_of_their_pictures(browser, 
     assert done.returncode == 1 and "--compare" in done.stderr
 
 
-def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, folder):
+@pytest.mark.parametrize("mode", ["squash", "crop", "pad"])
+def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, folder, mode):
+    (folder / "about.json").write_text(json.dumps({"image_mode": mode}))
     rows = json.loads((folder / "vis.json").read_text())
     heat = bytearray(49)
     heat[7 * 3 + 1] = 255  # the fourth row, the second column
@@ -233,10 +235,14 @@ def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, f
         "return [box(document.querySelector('.heat')), box(image), [image.naturalWidth, image.naturalHeight]]"
     )
     scale = min(image["width"] / natural[0], image["height"] / natural[1])
-    left = image["x"] + (image["width"] - natural[0] * scale) / 2
-    assert place["x"] == pytest.approx(left + natural[0] * scale * 15 / 256, abs=1)
-    assert place["width"] == pytest.approx(natural[0] * scale * 224 / 256, abs=1)
-    assert place["height"] == pytest.approx(natural[1] * scale * 224 / 256, abs=1)
+    width, height = natural[0] * scale, natural[1] * scale
+    assert width != pytest.approx(height, rel=0.05)
+    if mode != "squash":
+        width = height = {"crop": min, "pad": max}[mode](width, height)
+    assert place["x"] == pytest.approx(image["x"] + (image["width"] - width) / 2 + width * 15 / 256, abs=1)
+    assert place["y"] == pytest.approx(image["y"] + (image["height"] - height) / 2 + height * 15 / 256, abs=1)
+    assert place["width"] == pytest.approx(width * 224 / 256, abs=1)
+    assert place["height"] == pytest.approx(height * 224 / 256, abs=1)
 
     browser.one("#play").click()
     browser.wait(lambda: browser.one("#play").text == "▶ Where it looked")  # it ends by itself

@@ -105,7 +105,7 @@ def caption(opt: argparse.Namespace) -> None:
         options = model.search_options(**search_keywords(opt))
         batch_size = batch_size_of(opt, checkpoints[0], model)
         totals = Totals()
-        with make_writer(opt, source) if processes.is_main else contextlib.nullcontext() as writer:
+        with make_writer(opt, source, model) if processes.is_main else contextlib.nullcontext() as writer:
             first = processes.largest(writer.num_done if writer else 0)
             groups = shares(len(source), batch_size, processes.rank, processes.size, first)
             for evaluated in model.run(
@@ -189,7 +189,7 @@ def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Mod
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 
-def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
+def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "CaptionWriter":
     """What is to happen to the captions."""
     from captioner.metrics.pairing import Reference, read_references
     from captioner.model.checkpoint import BUNDLED_MODEL
@@ -204,7 +204,11 @@ def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
         page=Path(opt.vis_dir) if dumps_page(opt) else None,
         copy_pictures=opt.dump_images,
         album=Path(opt.share) if opt.share else None,
-        about={"title": title_of(opt), "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL])},
+        about={
+            "title": title_of(opt),
+            "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL]),
+            "image_mode": model.image_mode,
+        },
         sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
     )
     run = run_name(opt, source)

@@ -127,7 +127,8 @@ class VisWriter:
 
         Args:
             about: what the page says about the rows, all of it optional: "title", "model", "date" (ISO 8601),
-                "pictures" (False: they were left out on purpose), "training" (True: train.html has a run to show).
+                "image_mode" (the model's), "pictures" (False: they were left out on purpose), "training" (True: there
+                is a run for train.html to show).
 
         Returns:
             The path of index.html.

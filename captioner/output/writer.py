@@ -34,7 +34,7 @@ class Destinations:
         page: the page's folder.
         copy_pictures: whether the page gets the pictures.
         album: the page as one file; needs `page` and its pictures.
-        about: what the page calls the run: "title" and "model".
+        about: what the page says about the run: "title", "model", "image_mode".
         sidecars: text files beside the photos.
     """
 
