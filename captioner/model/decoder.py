@@ -113,7 +113,9 @@ class Decoder(nn.Module):
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
         order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
-        inputs = torch.cat([encodings[image_of_caption[order]], self.embedding(tokens - 1)])
+        # By two steps: the gradients of an image's captions add up in the captions' order, as they always have.
+        images = encodings[image_of_caption][order]
+        inputs = torch.cat([images, self.embedding(tokens - 1)])
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)
         hidden = dropout(hidden, self.drop_prob, self.training)

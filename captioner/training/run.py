@@ -16,7 +16,7 @@ import torch
 
 from captioner.data.batches import Batch, TrainingBatches, prefetch
 from captioner.data.dataset import Dataset
-from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.caption_model import build_model
 from captioner.runtime.device import choose_device
 from captioner.runtime.files import require_writable_folder
 from captioner.runtime.memory import keep_freed_memory
@@ -39,6 +39,7 @@ from captioner.training.setup import (
     validation_images,
 )
 from captioner.training.tensorboard import EventLog
+from captioner.training.trainer import Trainer
 from captioner.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def open_run(
     trend = LossTrend(model.config.vocab_size)
     first_loss = resumed.first_loss if resumed else None
     events = EventLog(files.events, record) if options.tensorboard and processes.is_main else None
-    log.info("%s", _summary(model, dataset, len(indices), device, processes))
+    log.info("%s", _summary(trainer, dataset, len(indices)))
     return loop.TrainingRun(
         options=options,
         trainer=trainer,
@@ -232,8 +233,11 @@ def _find_resume_state(options: TrainingOptions, own: Path) -> ResumeState | Non
     return state
 
 
-def _summary(model: CaptionModel, dataset: Dataset, num_images: int, device: torch.device, processes: Processes) -> str:
+def _summary(trainer: Trainer, dataset: Dataset, num_images: int) -> str:
     """One line on what is about to happen."""
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    where = f"{device} × {processes.size} processes" if processes.size > 1 else str(device)
-    return f"{num_images} training images, {dataset.vocab.size} words, {millions:.1f} M parameters, on {where}"
+    millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    processes = f" × {trainer.processes.size} processes" if trainer.processes.size > 1 else ""
+    return (
+        f"{num_images} training images, {dataset.vocab.size} words, {millions:.1f} M parameters, "
+        f"on {trainer.device}{processes}, {trainer.arithmetic}"
+    )

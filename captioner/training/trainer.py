@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from captioner.data.batches import Batch
 from captioner.errors import InputError
+from captioner.kernels import arithmetic, prove_for_training
 from captioner.model.caption_model import CaptionModel
 from captioner.runtime.pieces import Pieces
+from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
 from captioner.training.optim import clip_elementwise, make_optimizer
 
@@ -123,6 +125,9 @@ class Trainer:
         accumulate: pieces that batches pass through in, to begin with; their gradients add up to the whole batch's.
         dtype: number format of autocast; float32 switches autocast off.
         seed: dropout of iteration k depends on the seed, k and the process only, so a resumed run repeats it.
+
+    Attributes:
+        arithmetic: what it computes with, for people: see `kernels.arithmetic`.
     """
 
     def __init__(
@@ -146,6 +151,9 @@ class Trainer:
         self.label_smoothing = label_smoothing
         self.accumulate, self.pieces = accumulate, Pieces(accumulate)
         self.device = next(model.parameters()).device
+        keep_float32(dtype)
+        prove_for_training(self.device)
+        self.arithmetic = arithmetic(dtype, self.device)
         for module in model.encoder.cnn_modules():
             module.to(memory_format=torch.channels_last)
         for parameter in model.cnn_parameters():
