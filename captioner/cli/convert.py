@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from captioner.cli.options import Parser, run
 from captioner.errors import InputError
+from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     from captioner.model.checkpoint import Checkpoint
@@ -175,13 +176,8 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
 
 
 def size_of(path: Path) -> str:
-    """A file's size for people, in units of 1000."""
-    size = float(path.stat().st_size)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    """A file's size for people."""
+    return bytes_text(path.stat().st_size)
 
 
 if __name__ == "__main__":

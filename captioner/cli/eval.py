@@ -221,7 +221,7 @@ def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images."""
     ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
-    text = json.dumps([options, source.fingerprint()], sort_keys=True)
+    text = json.dumps([options, source.identity()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

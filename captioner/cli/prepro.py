@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.cli.options import Parser, flag, non_negative, run, seed_number, words, workers
+from captioner.data.image_mode import IMAGE_MODES
+from captioner.data.tokenizers import TOKENIZERS
 from captioner.errors import InputError
 
 
@@ -45,14 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer",
         default="ascii",
-        choices=("ascii", "unicode", "ptb"),
+        choices=TOKENIZERS,
         help="how captions become words: ascii is the original's rule (tshirt), unicode is for any language, ptb is how"
         " scores read them (t-shirt)",
     )
     p.add_argument(
         "--image_mode",
         default="squash",
-        choices=("squash", "crop", "pad"),
+        choices=IMAGE_MODES,
         help="what becomes of pictures that are no squares: squash changes their aspect as the original does, crop"
         " keeps the middle, pad adds a border; models trained on them do the same to the pictures they caption",
     )

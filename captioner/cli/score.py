@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(against) and not any((*by_model, *opt.model)):
         return run("caption-score", lambda: _score(opt))
     if all(by_model) and not any(against):
-        return run("caption-score", lambda: _judge(opt))
+        return run("caption-score", lambda: _rate(opt))
     return p.error("give --predictions with --references, or --images with --captions")
 
 
@@ -133,7 +133,7 @@ def _score(opt: argparse.Namespace) -> None:
             stream.write("\n")
 
 
-def _judge(opt: argparse.Namespace) -> None:
+def _rate(opt: argparse.Namespace) -> None:
     """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 

@@ -24,6 +24,7 @@ from captioner.cli.options import (
     width,
     workers,
 )
+from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS
 from captioner.training.options import CNN_RULES, RULES, Schedule, TrainingOptions
 from captioner.training.presets import PRESETS
 
@@ -72,7 +73,7 @@ def build_parser() -> Parser:
     model.add_argument("--drop_prob_lm", type=proper_share, help="dropout in the language model")
     model.add_argument(
         "--decoder",
-        choices=("lstm", "attention"),
+        choices=DECODERS,
         help="lstm: the original's, which sees the image once; attention: looks at the 7x7 grid for every word",
     )
     model.add_argument(
@@ -82,12 +83,12 @@ def build_parser() -> Parser:
     model.add_argument("--drop_prob_features", type=proper_share, help="attention: dropout of the grid")
     model.add_argument(
         "--cnn_layer",
-        choices=("fc7", "pool5"),
+        choices=CNN_LAYERS,
         help="image feature: fc7, or mean of the last convolution",
     )
     model.add_argument(
         "--cnn_pixels",
-        choices=("caffe", "torchvision"),
+        choices=PIXELS,
         help="pixel convention of the weights; by default what the kind of file implies",
     )
     optim = p.add_argument_group("optimisation")

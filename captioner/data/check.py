@@ -16,6 +16,7 @@ from captioner.data.pixel_statistics import PixelStatistics
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words, describe, statistics
 from captioner.data.vocabulary import Vocab
+from captioner.runtime.quantities import bytes_text
 
 # For the estimate, as measured on Linux (bench/prepro.py).
 _MEMORY_PER_PROCESS = 180_000_000
@@ -150,7 +151,7 @@ def report_text(report: dict[str, Any], max_length: int) -> str:
         )
         lines.append(f"pixels      mean of red, green, blue {mean}; standard deviation {deviation} (0 to 255)")
     lines.append(
-        f"to prepare  {estimate['dataset_bytes'] / 1e9:.2f} GB on disk, {estimate['memory_bytes'] / 1e9:.1f} GB of"
+        f"to prepare  {bytes_text(estimate['dataset_bytes'])} on disk, {bytes_text(estimate['memory_bytes'])} of"
         f" memory, about {max(1, round(estimate['seconds'])):,} s ({estimate['images_per_second']:,.0f} images/s)"
     )
     return "\n".join(lines)

@@ -46,7 +46,7 @@ class Source(Images, Protocol):
         """The known captions, of the images that have any."""
         ...
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """The same for the same images in the same order."""
         ...
 
@@ -89,7 +89,7 @@ class FileSource:
     def references(self) -> list[Reference]:
         return []  # files come without captions
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         return _digest(info["file_path"] for _, info in self.files)
 
 
@@ -130,7 +130,7 @@ class SplitSource:
                 known.append(Reference(info.get("id", position + 1), info.get("file_path"), captions))
         return known
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         return _digest(json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner.data.vocabulary import end_id_of
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.end_id = vocab_size + 1
+        self.end_id = end_id_of(vocab_size)
         self.drop_prob = drop_prob
         # from_pretrained, for the constructor would draw initial values only to have them drawn again below.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size + 1, encoding_size), freeze=False)

@@ -17,6 +17,7 @@ from captioner.output.results import Journal, require_known_suffix, write_result
 from captioner.output.rows import CaptionRow, caption_row
 from captioner.output.sidecars import Sidecars
 from captioner.runtime.files import require_writable_folder
+from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:
     from captioner.inference.run import Totals
@@ -143,7 +144,7 @@ class CaptionWriter:
                 log.info("page: %s (open it by double click)", page)
                 if self.to.album:
                     size = write_album(page.parent, self.to.album)
-                    log.info("album: %s, %.1f MB", self.to.album, size / 1e6)
+                    log.info("album: %s, %s", self.to.album, bytes_text(size))
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import InputError
+from captioner.model.choices import CnnLayer, DecoderKind, Pixels
 from captioner.training.presets import PRESETS
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,12 @@ class TrainingOptions:
     num_layers: int = 1
     input_encoding_size: int = 512
     drop_prob_lm: float = 0.5
-    decoder: Literal["lstm", "attention"] = "lstm"
+    decoder: DecoderKind = "lstm"
     attention_heads: int = 8
     drop_prob_words: float = 0.3
     drop_prob_features: float = 0.2
-    cnn_layer: Literal["fc7", "pool5"] = "fc7"
-    cnn_pixels: Literal["caffe", "torchvision"] | None = None
+    cnn_layer: CnnLayer = "fc7"
+    cnn_pixels: Pixels | None = None
     # optimisation
     max_iters: int = -1
     epochs: float = 0
