@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,14 @@ NUM_IMAGES_OF_A_SPLIT = 100  # the original's default
 
 def build_parser() -> Parser:
     """The command's options: the original's under their own names and defaults, then ours."""
-    p = Parser(prog="caption-eval", description="Caption a folder of photos or a split of a dataset.")
+    p = Parser(prog="caption-eval", description="Caption photos, or a split of a dataset.")
+    p.add_argument(
+        "pictures",
+        nargs="*",
+        default=[],
+        metavar="PICTURE",
+        help='photos, folders, patterns ("*.png"), http(s) addresses; - takes a list of them from stdin',
+    )
     p.add_argument(
         "--model", nargs="+", default=[], help="checkpoints; several are averaged (default: the bundled one)"
     )
@@ -46,9 +54,9 @@ def build_parser() -> Parser:
         help="images at once; 1: what is fast here, 0: as in training",
     )
     p.add_argument("--num_images", type=all_or_some, help="-1 all; default: all of a folder, 100 of a split")
-    source = p.add_argument_group("pictures (--image_folder, or --input_h5 with --input_json)")
+    source = p.add_argument_group("pictures (named as above, or --image_folder, or --input_h5 with --input_json)")
     source.add_argument("--image_folder", default="", help="folder of photos")
-    source.add_argument("--recursive", type=flag, default="0", help="the folder's subfolders too")
+    source.add_argument("--recursive", type=flag, default="0", help="folders' subfolders too")
     source.add_argument("--coco_json", default="", help="COCO image list: take its files and ids from --image_folder")
     source.add_argument("--image_root", default="", help="folder to which a dataset's file paths are relative")
     source.add_argument("--input_h5", default="", help="dataset; default: the one the model was trained on")
@@ -81,6 +89,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
+    take_pictures_from_models(opt)
     return run("caption-eval", lambda: caption(opt))
 
 
@@ -119,21 +128,41 @@ def caption(opt: argparse.Namespace) -> None:
                 writer.finish(totals)
 
 
+def take_pictures_from_models(opt: argparse.Namespace) -> None:
+    """--model takes all that follows it; what can only be pictures is meant as such."""
+    from captioner.data.images import has_image_suffix
+    from captioner.data.listing import is_address
+
+    def is_picture(name: str) -> bool:
+        return name == "-" or is_address(name) or Path(name).is_dir() or has_image_suffix(name)
+
+    opt.pictures = [name for name in opt.model if is_picture(name)] + opt.pictures
+    opt.model = [name for name in opt.model if not is_picture(name)]
+
+
 def check_options(opt: argparse.Namespace) -> None:
     """Refuse contradictions before anything is read.
 
     Raises:
         InputError: two options exclude each other.
     """
+    if opt.pictures and (opt.image_folder or opt.input_h5 or opt.input_json):
+        raise InputError(
+            f"{opt.pictures[0]} is named besides --image_folder or a dataset", expected="one source of pictures"
+        )
     if opt.image_folder and (opt.input_h5 or opt.input_json):
         raise InputError("--image_folder and --input_h5/--input_json exclude each other", expected="one of them")
     if bool(opt.input_h5) != bool(opt.input_json):
         raise InputError("--input_h5 and --input_json belong together", expected="both, or neither")
     if opt.coco_json and not opt.image_folder:
         raise InputError("--coco_json lists files by name only", remedy="say where they are with --image_folder")
-    if opt.write_txt and not opt.image_folder:
-        raise InputError("--write_txt writes beside photos", remedy="name their folder with --image_folder")
-    if opt.language_eval and opt.image_folder and not opt.references:
+    if opt.write_txt and not (opt.pictures or opt.image_folder):
+        raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
+    from captioner.data.listing import is_address
+
+    if opt.write_txt and any(map(is_address, opt.pictures)):
+        raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
+    if opt.language_eval and (opt.pictures or opt.image_folder) and not opt.references:
         raise InputError("--language_eval needs known captions", remedy="name a file of them with --references")
     if opt.references and not opt.language_eval:
         raise InputError("--references are for scoring", remedy="add --language_eval 1")
@@ -149,6 +178,8 @@ def title_of(opt: argparse.Namespace) -> str:
     """What the page is called: the folder's name, or the split's."""
     if opt.image_folder:
         return Path(opt.image_folder).resolve().name
+    if opt.pictures:
+        return Path(opt.pictures[0]).resolve().name if len(opt.pictures) == 1 else "Photos"
     return f"{opt.split} split" + (f" of {Path(opt.input_json).stem}" if opt.input_json else "")
 
 
@@ -160,9 +191,13 @@ def dumps_page(opt: argparse.Namespace) -> bool:
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
     from captioner.data.dataset import Dataset
+    from captioner.inference.inputs import open_inputs
     from captioner.inference.load import require_same_vocabulary
     from captioner.inference.sources import open_coco_list, open_folder, open_split
 
+    if opt.pictures:
+        limit = -1 if opt.num_images is None else opt.num_images
+        return open_inputs(opt.pictures, opt.recursive, limit, sys.stdin.buffer)
     if opt.image_folder:
         limit = -1 if opt.num_images is None else opt.num_images
         if opt.coco_json:
@@ -174,7 +209,8 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     )
     if not (h5 and described) or not opt.model:
         raise InputError(
-            "no pictures to caption", remedy="give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE"
+            "no pictures to caption",
+            remedy="name photos or a folder (or give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE)",
         )
     dataset = Dataset.open(h5, described)
     require_same_vocabulary([(opt.model[0], model.vocab), (described, dataset.vocab)])

@@ -107,6 +107,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(self.normalise(sys.argv[1:] if args is None else args), namespace)
+        loose = next((action.dest for action in self._get_positional_actions() if action.nargs == "*"), None)
+        if loose and not any(_OPTION.match(argument) for argument in unknown):
+            getattr(parsed, loose).extend(unknown)  # argparse takes those before the first option only
+            unknown = []
         if unknown:
             self.error(self._about_unknown(unknown[0]))
         return parsed
