@@ -58,6 +58,10 @@ class TrainingOptions:
     finetune_cnn_after: int = -1
     finetune_cnn_layers: int = 1
     seq_per_img: int = 5
+    self_critical_after: int = -1
+    self_critical_samples: int = 5
+    self_critical_temperature: float = 0.5
+    self_critical_bleu: float = 0
     optim: str = "adam"
     learning_rate: float = 4e-4
     learning_rate_decay_start: int = -1
@@ -133,6 +137,10 @@ class TrainingOptions:
             raise InputError("--lr_schedule plateau needs --patience", remedy="give the number of validations to wait")
         if self.weight_decay and self.optim != "adamw":
             raise InputError("--weight_decay belongs to --optim adamw", remedy="for the CNN: --cnn_weight_decay")
+        if self.self_critical_after >= 0 and self.self_critical_samples < 2:
+            raise InputError(
+                "--self_critical_samples 1: a sample is judged by the others of its photo", expected="at least 2"
+            )
         for name in ("ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}", expected="at least 0 and below 1")

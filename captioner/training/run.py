@@ -29,6 +29,7 @@ from captioner.training.optim import reductions_on_plateau, schedule_factor
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.resume import ResumeState, load_resume_state
 from captioner.training.run_files import Progress
+from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
     files_of,
     fresh_checkpoint,
@@ -148,6 +149,14 @@ def open_run(
         return None
     model = build_model(start).to(device)
     trainer = make_trainer(options, model, training_dtype(options.precision, device), processes)
+    if options.self_critical_after >= 0:
+        trainer.self_critical = SelfCritical(
+            dataset,
+            indices,
+            samples=options.self_critical_samples,
+            temperature=options.self_critical_temperature,
+            bleu_weight=options.self_critical_bleu,
+        )
     processes.wait()  # everyone has looked for a state before the main process moves anything
     if resumed:
         trainer.restore_optimizers(resumed.optimizers, str(files.resume))
@@ -167,6 +176,7 @@ def open_run(
         shuffle=options.shuffle,
         features=features,
         share=processes.share,
+        all_captions_from=options.self_critical_after if options.self_critical_after >= 0 else None,
     )
     validate = Validation(
         trainer,
@@ -198,7 +208,7 @@ def open_run(
             reductions=reductions_on_plateau(record, options.patience) if options.lr_schedule == "plateau" else 0,
         ),
         validate=validate,
-        monitor=LossMonitor(record.loss_history, first_loss, options.losses_log_every, batches.describe, trend),
+        monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
         progress=Progress(len(indices), options.batch_size, events),
         files=files,
         events=events,

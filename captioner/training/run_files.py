@@ -91,18 +91,19 @@ class Progress:
         self._waited += time.monotonic() - started
         return batch
 
-    def report(self, iteration: int, loss: float) -> None:
-        """Log an iteration's loss."""
+    def report(self, iteration: int, name: str, value: float) -> None:
+        """Log an iteration's loss, or its reward; `name` says which."""
         if self.events:
-            self.events.loss(iteration, loss)
+            self.events.training(iteration, name, value)
         now = time.monotonic()
         seconds, iterations = now - self._since, iteration - self._iteration
         waiting = self._waited / seconds
         log.info(
-            "iter %d (epoch %.2f): loss %.4f, %.2f it/s, %.0f images/s%s",
+            "iter %d (epoch %.2f): %s %.4f, %.2f it/s, %.0f images/s%s",
             iteration,
             iteration * self.batch_size / self.images_per_epoch,
-            loss,
+            name,
+            value,
             iterations / seconds,
             iterations * self.batch_size / seconds,
             f", {100 * waiting:.0f} % of the time waiting for data (more --num_workers, a faster disk or, "
@@ -123,6 +124,8 @@ def write_report(path: str | Path, record: TrainingRecord) -> None:
         "val_lang_stats_history": record.val_lang_stats_history,
         "val_predictions": record.val_predictions,
     }
+    if record.reward_history:
+        report["reward_history"] = record.reward_history
     with atomic_write(path, "w", encoding="utf-8") as stream:
         json.dump(_without_nan(report), stream, ensure_ascii=False, allow_nan=False)
 

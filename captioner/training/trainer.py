@@ -16,6 +16,7 @@ from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
 from captioner.training.optim import clip_elementwise, make_optimizer
+from captioner.training.self_critical import SelfCritical
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Trainer:
         grad_clip: float,
         grad_norm: float = 0.0,
         ema: float = 0.0,
+        self_critical: SelfCritical | None = None,
         label_smoothing: float = 0.0,
         cnn_weight_decay: float,
         accumulate: int,
@@ -148,7 +150,7 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.model, self.dtype, self.seed, self.processes = model, dtype, seed, processes
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.self_critical = label_smoothing, self_critical
         self.accumulate, self.pieces = accumulate, Pieces(accumulate)
         self.device = next(model.parameters()).device
         keep_float32(dtype)
@@ -176,10 +178,16 @@ class Trainer:
                 parameter.requires_grad_(finetune)
         return [group for name, group in self.groups.items() if finetune or name == "lm"]
 
-    def loss_sum(self, piece: Batch) -> tuple[Tensor, int]:
-        """−log p summed over the targets of a piece of a batch, and their number."""
+    def loss_sum(self, piece: Batch, self_critical: bool = False) -> tuple[Tensor, int]:
+        """The loss of a piece of a batch, summed, and over what it is summed.
+
+        −log p over the targets; or −reward over the captions sampled (`SelfCritical`).
+        """
         batch = piece.to(self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if self_critical:
+                assert self.self_critical is not None
+                return self.self_critical.loss_sum(self.model, batch)
             return self.model(
                 batch.images,
                 batch.image_of_caption,
