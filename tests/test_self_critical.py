@@ -99,8 +99,8 @@ def test_samples_have_the_probability_they_are_drawn_with(model, encodings):
         rows = model.decoder(image, labels)[0]
         rows = rows[len(rows) - 6 :]  # without the LSTM decoder's step for the image
         rows[:, 1] = -math.inf
-        expected = sum(float((rows[t] / temperature).log_softmax(0)[word - 1]) for t, word in enumerate(words))
-        assert float(samples.logprob[k]) == pytest.approx(expected, abs=1e-4)
+        expected = sum(float((rows[t].detach() / temperature).log_softmax(0)[word - 1]) for t, word in enumerate(words))
+        assert float(samples.logprob[k].detach()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_samples_are_drawn_as_often_as_they_are_likely(model, encodings):
