@@ -72,7 +72,7 @@ def build_parser() -> Parser:
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
     out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv")
     out.add_argument("--write_txt", type=flag, default="0", help="write photo.txt beside each photo.jpg")
-    out.add_argument("--overwrite", type=flag, default="0", help="let --write_txt replace existing files")
+    out.add_argument("--overwrite", type=flag, default="0", help="replace files that are not of this program")
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
@@ -246,6 +246,7 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
             "image_mode": model.image_mode,
         },
         sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
+        overwrite=opt.overwrite,
     )
     run = run_name(opt, source)
     return CaptionWriter(
@@ -255,7 +256,7 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images."""
-    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share"}
+    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
     text = json.dumps([options, source.identity()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

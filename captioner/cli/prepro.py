@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.options import Parser, flag, non_negative, run, seed_number, words, workers
+from captioner.cli.options import Parser, add_overwrite, flag, non_negative, run, seed_number, words, workers
 from captioner.data.image_mode import IMAGE_MODES
 from captioner.data.tokenizers import TOKENIZERS
 from captioner.errors import InputError
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--view", default="", metavar="FOLDER", help="look, as --check 1, and write a page of what is there")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     p.add_argument("--mean_image", default="", help="with --check 1: write the mean of all pictures to this PNG file")
+    add_overwrite(p)
     return p
 
 
@@ -109,16 +110,11 @@ def _prepare(opt: argparse.Namespace) -> None:
 
 def _check(opt: argparse.Namespace) -> None:
     """What --check does: read everything, report, write no dataset."""
-    from captioner.data.check import check, is_report, report_text
-    from captioner.data.pixel_statistics import PixelStatistics, is_mean_image, write_mean_image
-    from captioner.data.prepare import require_replaceable
+    from captioner.data.check import check, report_text
+    from captioner.data.pixel_statistics import PixelStatistics, write_mean_image
     from captioner.data.statistics import unk_hint
     from captioner.runtime.files import atomic_write
 
-    if opt.output:
-        require_replaceable(Path(opt.output), opt.input_json, is_report, "report of --check 1")
-    if opt.mean_image:
-        require_replaceable(Path(opt.mean_image), opt.input_json, is_mean_image, "mean image of --check 1")
     pixels = PixelStatistics()
     report = check(
         opt.input_json,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.cli.options import (
     Parser,
     Range,
+    add_overwrite,
     add_precision,
     flag,
     gpu_number,
@@ -38,6 +39,7 @@ def build_parser() -> Parser:
         "`metrics`; what cannot run is skipped. Or, with --images and --captions: log p(caption | image).",
     )
     p.add_argument("--output", metavar="S.json", help="also write the scores here")
+    add_overwrite(p)
     g = p.add_argument_group("against references")
     g.add_argument("--predictions", metavar="P.json", help="[{image_id or file_name, caption}, ..]")
     g.add_argument("--references", metavar="R.json", help="COCO annotations or any raw data")

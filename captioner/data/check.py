@@ -1,6 +1,5 @@
 """A look at pictures and captions before a dataset is made of them: what cannot be used, what is there twice, words."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,15 +99,6 @@ def check(
             "images_per_second": round(len(pictures) / max(seconds, 1e-9), 1),
         },
     }
-
-
-def is_report(path: Path) -> bool:
-    """Whether a file holds what `check` returns."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"readable", "unreadable", "statistics"} <= content.keys()
 
 
 def report_text(report: dict[str, Any], max_length: int) -> str:

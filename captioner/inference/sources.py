@@ -198,5 +198,5 @@ def open_split(dataset: Dataset, split: str, image_root: str, limit: int) -> Spl
 def _digest(names: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=10)
     for name in names:
-        digest.update(name.encode() + b"\0")
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

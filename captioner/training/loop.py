@@ -103,7 +103,8 @@ def train(run: TrainingRun) -> int:
             run.monitor.flush()
             with run.trainer.averaged():
                 better = run.validate(record)
-                run.save_models(better)
+                nothing_better_comes = run.is_finished(iteration) and record.best_score is None  # not one iteration
+                run.save_models(better or nothing_better_comes)
             run.save_state()
         finished, stopping = run.is_finished(iteration), run.asked_to_stop(iteration)
         if finished or stopping or run.files.state_is_old():

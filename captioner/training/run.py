@@ -19,6 +19,7 @@ from captioner.data.dataset import Dataset
 from captioner.model.caption_model import build_model
 from captioner.runtime.device import choose_device
 from captioner.runtime.files import require_writable_folder
+from captioner.runtime.locks import sole_run
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import training_dtype
 from captioner.runtime.processes import Processes, process_group
@@ -86,7 +87,11 @@ def train(**options: Any) -> TrainingResult:
     device = choose_device(stages[0].gpuid)
     # Python takes signals in the main thread only; trainings in others cannot be asked to stop.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with process_group(device) as processes, StopRequest() if in_main_thread else contextlib.nullcontext() as stop:
+    with (
+        process_group(device) as processes,
+        StopRequest() if in_main_thread else contextlib.nullcontext() as stop,
+        _sole_run(stages[0]) if processes.is_main else contextlib.nullcontext(),
+    ):
         for stage in _stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
             signal = _train_stage(stage, device, processes, lambda: stop.signal if stop else 0)
@@ -94,6 +99,12 @@ def train(**options: Any) -> TrainingResult:
                 break
     files = files_of(stage)
     return TrainingResult(files.best, files.last, signal)
+
+
+def _sole_run(options: TrainingOptions) -> contextlib.AbstractContextManager[None]:
+    """Two runs with the same files would mix their models."""
+    folder = require_writable_folder(options.checkpoint_path or ".", "checkpoints")
+    return sole_run(folder / f".model_id{options.id}.lock", f"the training run in {folder}")
 
 
 def _stages_to_do(stages: list[TrainingOptions]) -> list[TrainingOptions]:

@@ -1,5 +1,6 @@
 """A training run as seen from outside: its files and its log lines."""
 
+import itertools
 import json
 import logging
 import math
@@ -37,12 +38,19 @@ class RunFiles:
         self._state_saved_at = time.monotonic()
 
     def keep_previous(self) -> None:
-        """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model."""
-        for path in (self.best, self.last, self.resume, self.report):
-            if path.exists():
-                previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-                os.replace(path, previous)
-                log.info("an earlier run's %s is now %s", path.name, previous.name)
+        """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
+
+        Its files become …previous…, …previous2… and so on; those of one run have the same number.
+        """
+        files = [path for path in (self.best, self.last, self.resume, self.report) if os.path.lexists(path)]
+        for number in itertools.count(1):
+            word = f"previous{number}" if number > 1 else "previous"
+            aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
+            if not any(map(os.path.lexists, aside)):
+                break
+        for path, previous in zip(files, aside, strict=True):
+            os.replace(path, previous)
+            log.info("an earlier run's %s is now %s", path.name, previous.name)
 
     def save_models(self, model: Checkpoint, better: bool) -> None:
         """Write the report and the last checkpoint, and the best one if this is `better` than all before.
