@@ -3,8 +3,6 @@
 
 const SWIPE_PIXELS = 50;
 
-// Captions by people are not judged here.
-const canJudge = (row) => !row.captions.length;
 const openRow = () => state.shown[state.open] ?? null;
 
 function openLarge(place) {
@@ -13,9 +11,7 @@ function openLarge(place) {
   const row = openRow();
   const answer = row.answers[0];
   byId("picture").replaceChildren(picture(row, false));
-  if (row.captions.length) fillKnownCaption(byId("large-caption"), row.captions[0]);
-  else fillCaption(byId("large-caption"), answer);
-  byId("verdicts").hidden = byId("edit-start").hidden = !canJudge(row);
+  fillCaption(byId("large-caption"), row.captions.length ? { caption: row.captions[0], words: [] } : answer);
   stopEditing();
   showVerdict();
   fillAnswers(row);
@@ -33,13 +29,12 @@ function openLarge(place) {
 
 // What the other results say, or all captions of a data set.
 function fillAnswers(row) {
-  const lines = row.captions.length ? captionLines(row, "span").slice(1) : row.answers.length > 1 ? captionLines(row, "span") : [];
+  const lines = row.answers.length > 1 || row.captions.length > 1 ? captionLines(row, "span") : [];
   const answers = lines.map((line, place) => {
-    const answer = row.captions.length ? null : row.answers[place];
-    const facts = row.captions.length ? [] : [sourceName(place)];
-    if (answer?.score != null) facts.push(`${answer.scoreName} ${answer.score.toFixed(2)}`);
-    if (answer?.confidence != null) facts.push(`${percent(answer.confidence)} sure`);
-    return make("li", {}, line, " ", make("small", {}, facts.filter(Boolean).join(", ")));
+    const confidence = row.captions.length ? null : row.answers[place]?.confidence ?? null;
+    const source = row.captions.length ? "" : state.sources[place] ?? "";
+    const facts = [source, confidence === null ? "" : `${percent(confidence)} sure`].filter(Boolean).join(", ");
+    return make("li", {}, line, " ", make("small", {}, facts));
   });
   const known = row.references.map((caption) => make("li", {}, caption, " ", make("small", {}, "by people")));
   byId("answers").replaceChildren(...answers, ...known);
@@ -113,7 +108,6 @@ function showVerdict() {
 }
 
 function giveVerdict(verdict) {
-  if (!canJudge(openRow())) return;
   const given = judgementOf(openRow())?.verdict === verdict ? null : verdict;
   judge(openRow(), { verdict: given });
   showVerdict();
@@ -122,7 +116,6 @@ function giveVerdict(verdict) {
 
 function startEditing() {
   const row = openRow();
-  if (!canJudge(row)) return;
   byId("edited").value = judgementOf(row)?.correction ?? row.answers[0].caption;
   byId("edit").hidden = false;
   byId("edited").focus();

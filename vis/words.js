@@ -69,5 +69,4 @@ function captionLines(row, tag) {
   });
 }
 
-const sourceName = (place) => (state.sources[place] ?? "").replace(/^compare-|\.json$/g, "");
 const letter = (place) => "ABC"[place];

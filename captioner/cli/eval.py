@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
-import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,20 +30,14 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.inference.sources import Source
     from captioner.model.checkpoint import Checkpoint
     from captioner.output.writer import CaptionWriter
+    from captioner.search import SearchOptions
 
 NUM_IMAGES_OF_A_SPLIT = 100  # the original's default
 
 
 def build_parser() -> Parser:
     """The command's options: the original's under their own names and defaults, then ours."""
-    p = Parser(prog="caption-eval", description="Caption photos, or a split of a dataset.")
-    p.add_argument(
-        "pictures",
-        nargs="*",
-        default=[],
-        metavar="PICTURE",
-        help='photos, folders, patterns ("*.png"), http(s) addresses; - takes a list of them from stdin',
-    )
+    p = Parser(prog="caption-eval", description="Caption a folder of photos or a split of a dataset.")
     p.add_argument(
         "--model", nargs="+", default=[], help="checkpoints; several are averaged (default: the bundled one)"
     )
@@ -54,9 +48,12 @@ def build_parser() -> Parser:
         help="images at once; 1: what is fast here, 0: as in training",
     )
     p.add_argument("--num_images", type=all_or_some, help="-1 all; default: all of a folder, 100 of a split")
-    source = p.add_argument_group("pictures (named as above, or --image_folder, or --input_h5 with --input_json)")
+    source = p.add_argument_group("pictures (--image_folder, or --input_h5 with --input_json)")
     source.add_argument("--image_folder", default="", help="folder of photos")
-    source.add_argument("--recursive", type=flag, default="0", help="folders' subfolders too")
+    source.add_argument("--recursive", type=flag, default="0", help="the folder's subfolders too")
+    source.add_argument(
+        "--watch", type=flag, default="0", help="stay, and caption pictures as they come into the folder"
+    )
     source.add_argument("--coco_json", default="", help="COCO image list: take its files and ids from --image_folder")
     source.add_argument("--image_root", default="", help="folder to which a dataset's file paths are relative")
     source.add_argument("--input_h5", default="", help="dataset; default: the one the model was trained on")
@@ -72,7 +69,7 @@ def build_parser() -> Parser:
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
     out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv")
     out.add_argument("--write_txt", type=flag, default="0", help="write photo.txt beside each photo.jpg")
-    out.add_argument("--overwrite", type=flag, default="0", help="replace files that are not of this program")
+    out.add_argument("--overwrite", type=flag, default="0", help="let --write_txt replace existing files")
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
@@ -89,7 +86,6 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    take_pictures_from_models(opt)
     return run("caption-eval", lambda: caption(opt))
 
 
@@ -109,12 +105,18 @@ def caption(opt: argparse.Namespace) -> None:
     device = choose_device(opt.gpuid)
     with process_group(device) as processes:
         checkpoints = load_models(opt.model)
-        source = open_source(opt, checkpoints[0])
+        source = None if opt.watch else open_source(opt, checkpoints[0])
         model = Model(checkpoints, device, opt.precision, calibration=source)
         options = model.search_options(**search_keywords(opt))
         batch_size = batch_size_of(opt, checkpoints[0], model)
+        if opt.watch:
+            if processes.size > 1:
+                raise InputError("--watch 1 runs in one process", remedy="start it without torchrun")
+            watch(opt, model, options, batch_size)
+            return
+        assert source
         totals = Totals()
-        with make_writer(opt, source, model) if processes.is_main else contextlib.nullcontext() as writer:
+        with make_writer(opt, source) if processes.is_main else contextlib.nullcontext() as writer:
             first = processes.largest(writer.num_done if writer else 0)
             groups = shares(len(source), batch_size, processes.rank, processes.size, first)
             for evaluated in model.run(
@@ -128,16 +130,34 @@ def caption(opt: argparse.Namespace) -> None:
                 writer.finish(totals)
 
 
-def take_pictures_from_models(opt: argparse.Namespace) -> None:
-    """--model takes all that follows it; what can only be pictures is meant as such."""
-    from captioner.data.images import has_image_suffix
-    from captioner.data.listing import is_address
+def watch(opt: argparse.Namespace, model: "Model", options: "SearchOptions", batch_size: int) -> None:
+    """Caption pictures as they come into a folder, until SIGTERM or Ctrl-C; what has come is written every so often."""
+    from captioner.inference.watch import WatchedFolder
+    from captioner.runtime.signals import StopRequest
 
-    def is_picture(name: str) -> bool:
-        return name == "-" or is_address(name) or Path(name).is_dir() or has_image_suffix(name)
-
-    opt.pictures = [name for name in opt.model if is_picture(name)] + opt.pictures
-    opt.model = [name for name in opt.model if not is_picture(name)]
+    ours = [Path(path) for path in (opt.vis_dir, opt.output) if path]
+    folder = WatchedFolder(opt.image_folder, opt.recursive, ignored=ours)
+    with StopRequest() as stop, make_writer(opt, folder) as writer:
+        assert writer.journal  # check_options
+        folder.skip(writer.journal.rows())
+        unwritten, next_time = True, 0.0
+        for positions in folder.arrivals(lambda: bool(stop.signal), batch_size):
+            if positions:
+                (found,) = model.run(
+                    folder, [positions], options, seed=opt.seed, num_workers=opt.num_workers, explain=opt.explain
+                )
+                skipped = [one for one in found.skipped if folder.unreadable(one[0])]
+                modified = [folder.modified(position) for position in found.positions]
+                writer.add(found.positions, model.captions_of(found, opt.min_confidence), skipped, modified)
+                folder.forget(positions)
+                unwritten = unwritten or bool(found.positions)
+            began = time.monotonic()
+            if unwritten and began >= next_time:
+                writer.publish()
+                # A large page takes long to write: a twentieth of the time at most.
+                unwritten, next_time = False, began + max(2.0, 20 * (time.monotonic() - began))
+        if unwritten:
+            writer.publish()
 
 
 def check_options(opt: argparse.Namespace) -> None:
@@ -146,23 +166,15 @@ def check_options(opt: argparse.Namespace) -> None:
     Raises:
         InputError: two options exclude each other.
     """
-    if opt.pictures and (opt.image_folder or opt.input_h5 or opt.input_json):
-        raise InputError(
-            f"{opt.pictures[0]} is named besides --image_folder or a dataset", expected="one source of pictures"
-        )
     if opt.image_folder and (opt.input_h5 or opt.input_json):
         raise InputError("--image_folder and --input_h5/--input_json exclude each other", expected="one of them")
     if bool(opt.input_h5) != bool(opt.input_json):
         raise InputError("--input_h5 and --input_json belong together", expected="both, or neither")
     if opt.coco_json and not opt.image_folder:
         raise InputError("--coco_json lists files by name only", remedy="say where they are with --image_folder")
-    if opt.write_txt and not (opt.pictures or opt.image_folder):
-        raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
-    from captioner.data.listing import is_address
-
-    if opt.write_txt and any(map(is_address, opt.pictures)):
-        raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
-    if opt.language_eval and (opt.pictures or opt.image_folder) and not opt.references:
+    if opt.write_txt and not opt.image_folder:
+        raise InputError("--write_txt writes beside photos", remedy="name their folder with --image_folder")
+    if opt.language_eval and opt.image_folder and not opt.references:
         raise InputError("--language_eval needs known captions", remedy="name a file of them with --references")
     if opt.references and not opt.language_eval:
         raise InputError("--references are for scoring", remedy="add --language_eval 1")
@@ -170,6 +182,12 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError(
             "--share is made from the page and its pictures", remedy="leave out --dump_images 0 and the like"
         )
+    if opt.watch and not opt.image_folder:
+        raise InputError("--watch 1 watches a folder", remedy="name it with --image_folder")
+    if opt.watch and (opt.coco_json or opt.num_images is not None or opt.language_eval or opt.share):
+        raise InputError("--watch 1 excludes --coco_json, --num_images, --language_eval and --share")
+    if opt.watch and not (opt.output or dumps_page(opt)):
+        raise InputError("--watch 1 has nowhere to keep its captions", remedy="give --output or --vis_dir")
     if opt.resume and not (opt.output or dumps_page(opt)):
         raise InputError("--resume has nothing to go on from", remedy="keep results with --output or --vis_dir")
 
@@ -178,8 +196,6 @@ def title_of(opt: argparse.Namespace) -> str:
     """What the page is called: the folder's name, or the split's."""
     if opt.image_folder:
         return Path(opt.image_folder).resolve().name
-    if opt.pictures:
-        return Path(opt.pictures[0]).resolve().name if len(opt.pictures) == 1 else "Photos"
     return f"{opt.split} split" + (f" of {Path(opt.input_json).stem}" if opt.input_json else "")
 
 
@@ -191,13 +207,9 @@ def dumps_page(opt: argparse.Namespace) -> bool:
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
     from captioner.data.dataset import Dataset
-    from captioner.inference.inputs import open_inputs
     from captioner.inference.load import require_same_vocabulary
     from captioner.inference.sources import open_coco_list, open_folder, open_split
 
-    if opt.pictures:
-        limit = -1 if opt.num_images is None else opt.num_images
-        return open_inputs(opt.pictures, opt.recursive, limit, sys.stdin.buffer)
     if opt.image_folder:
         limit = -1 if opt.num_images is None else opt.num_images
         if opt.coco_json:
@@ -209,8 +221,7 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     )
     if not (h5 and described) or not opt.model:
         raise InputError(
-            "no pictures to caption",
-            remedy="name photos or a folder (or give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE)",
+            "no pictures to caption", remedy="give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE"
         )
     dataset = Dataset.open(h5, described)
     require_same_vocabulary([(opt.model[0], model.vocab), (described, dataset.vocab)])
@@ -225,7 +236,7 @@ def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Mod
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 
-def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "CaptionWriter":
+def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
     """What is to happen to the captions."""
     from captioner.metrics.pairing import Reference, read_references
     from captioner.model.checkpoint import BUNDLED_MODEL
@@ -240,25 +251,24 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
         page=Path(opt.vis_dir) if dumps_page(opt) else None,
         copy_pictures=opt.dump_images,
         album=Path(opt.share) if opt.share else None,
-        about={
-            "title": title_of(opt),
-            "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL]),
-            "image_mode": model.image_mode,
-        },
+        about={"title": title_of(opt), "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL])},
         sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
-        overwrite=opt.overwrite,
     )
     run = run_name(opt, source)
     return CaptionWriter(
-        source, destinations, run=run, resume=opt.resume, references=references if opt.language_eval else None
+        source,
+        destinations,
+        run=run,
+        resume=opt.resume or opt.watch,
+        references=references if opt.language_eval else None,
     )
 
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images."""
-    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
+    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
-    text = json.dumps([options, source.identity()], sort_keys=True)
+    text = json.dumps([options, source.fingerprint()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

@@ -56,7 +56,8 @@ class CaptionRow(_RequiredOfCaptionRow, total=False):
 
     `n_best` has all captions, best first, where more than one was asked for; `abstained` is there (true) where the
     caption was withheld; `image` is the path of the page's copy of the picture, relative to its folder, and `width` and
-    `height` are that copy's, in pixels.
+    `height` are that copy's, in pixels; `modified` is when the file was last changed (seconds since 1970), where a
+    folder is watched.
     """
 
     abstained: bool
@@ -64,6 +65,7 @@ class CaptionRow(_RequiredOfCaptionRow, total=False):
     image: str
     width: int
     height: int
+    modified: float
 
 
 class LikelihoodRow(TypedDict):

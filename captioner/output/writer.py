@@ -1,14 +1,13 @@
 """Everything that happens to the captions of a run: stdout, journal, page, text files, result file, scores."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.errors import InputError, printable
+from captioner.errors import InputError
 from captioner.inference.caption import Caption
 from captioner.metrics import score
 from captioner.metrics.pairing import Prediction, Reference, join
@@ -18,8 +17,6 @@ from captioner.output.results import Journal, require_known_suffix, write_result
 from captioner.output.rows import CaptionRow, caption_row
 from captioner.output.sidecars import Sidecars
 from captioner.runtime.files import require_writable_folder
-from captioner.runtime.locks import sole_run
-from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:
     from captioner.inference.run import Totals
@@ -37,9 +34,8 @@ class Destinations:
         page: the page's folder.
         copy_pictures: whether the page gets the pictures.
         album: the page as one file; needs `page` and its pictures.
-        about: what the page says about the run: "title", "model", "image_mode".
+        about: what the page calls the run: "title" and "model".
         sidecars: text files beside the photos.
-        overwrite: whether files that are not ours may be replaced on the page.
     """
 
     output: Path | None = None
@@ -48,7 +44,6 @@ class Destinations:
     album: Path | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     sidecars: Sidecars | None = None
-    overwrite: bool = False
 
 
 class CaptionWriter:
@@ -74,25 +69,20 @@ class CaptionWriter:
         references: Callable[[], list[Reference]] | None,
     ) -> None:
         self.source, self.to, self.references = source, destinations, references
+        journal_path = None
+        if self.to.page:
+            journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
         if self.to.output:
             require_known_suffix(self.to.output)
+            require_writable_folder(self.to.output.parent, "results")
+            journal_path = self.to.output.with_name(self.to.output.name + ".journal")
         if self.to.album:
             require_album(self.to.album, len(source))
-        with contextlib.ExitStack() as held:
-            journal_path = None
-            if self.to.page:
-                journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
-                held.enter_context(sole_run(self.to.page / ".lock", f"the page in {self.to.page}"))
-            if self.to.output:
-                folder, name = require_writable_folder(self.to.output.parent, "results"), self.to.output.name
-                journal_path = folder / f"{name}.journal"
-                held.enter_context(sole_run(folder / f".{name}.lock", str(self.to.output)))
-            self.page = VisWriter(self.to.page, self.to.overwrite) if self.to.page else None
-            self.journal = Journal(journal_path, run, resume) if journal_path else None
-            self._held = held.pop_all()
+        self.page = VisWriter(self.to.page) if self.to.page else None
+        self.journal = Journal(journal_path, run, resume) if journal_path else None
         self.num_done = self.journal.num_done if self.journal else 0
         if self.num_done:
-            log.info("going on after %d of %d images", self.num_done, len(source))
+            log.info("going on after %d of %d images", self.num_done, max(self.num_done, len(source)))
         self.to_score: list[CaptionRow] = list(self.journal.rows()) if self.journal and references else []
 
     def __enter__(self) -> "CaptionWriter":
@@ -101,10 +91,13 @@ class CaptionWriter:
     def __exit__(self, *_: object) -> None:
         if self.journal:
             self.journal.close()
-        self._held.close()
 
     def add(
-        self, positions: Sequence[int], captions: Sequence[Caption], skipped: Sequence[tuple[str, str]] = ()
+        self,
+        positions: Sequence[int],
+        captions: Sequence[Caption],
+        skipped: Sequence[tuple[str, str]] = (),
+        modified: Sequence[float] = (),
     ) -> None:
         """Take the captions of a batch.
 
@@ -112,10 +105,13 @@ class CaptionWriter:
             positions: of each captioned image within the run.
             captions: of these images.
             skipped: files that could not be read: name, reason.
+            modified: when the images' files were last changed, if that is to be kept.
         """
         for name, reason in skipped:
             log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
         rows = list(map(caption_row, captions))
+        for row, time in zip(rows, modified, strict=False):
+            row["modified"] = time
         if self.page and self.to.copy_pictures:
             pictures = [self.source.picture(position) for position in positions]
             added = self.page.add_pictures(list(zip((row["image_id"] for row in rows), pictures, strict=True)))
@@ -126,7 +122,7 @@ class CaptionWriter:
                 photo = self.source.picture(position)
                 assert isinstance(photo, Path)
                 self.to.sidecars.write(photo, row["caption"])
-            print(printable(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})"), flush=True)
+            print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
         self.num_done += len(positions) + len(skipped)
         if self.references:
             self.to_score += rows
@@ -145,16 +141,14 @@ class CaptionWriter:
             raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
         scores = self._score(self.references()) if self.references else {}
         if self.journal:
+            self._write(self.journal.rows, scores)
             if self.to.output:
-                write_results(self.to.output, self.journal.rows())
                 log.info("results: %s", self.to.output)
-            if self.page:
-                about = {**self.to.about, "date": datetime.now().astimezone().isoformat(timespec="seconds")}
-                page = self.page.finish(self.journal.rows(), scores, about | {"pictures": self.to.copy_pictures})
-                log.info("page: %s (open it by double click)", page)
+            if self.to.page:
+                log.info("page: %s (open it by double click)", self.to.page / "index.html")
                 if self.to.album:
-                    size = write_album(page.parent, self.to.album)
-                    log.info("album: %s, %s", self.to.album, bytes_text(size))
+                    size = write_album(self.to.page, self.to.album)
+                    log.info("album: %s, %.1f MB", self.to.album, size / 1e6)
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)
@@ -162,6 +156,24 @@ class CaptionWriter:
             log.info("loss: %.6f", totals.loss)
         if scores:
             log.info("%s", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+    def publish(self) -> None:
+        """Write the result file and the page as far as they have come; a file's last caption counts.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        assert self.journal
+        journal = self.journal
+        last = {row["file_name"]: row["image_id"] for row in journal.rows()}
+        self._write(lambda: (row for row in journal.rows() if last[row["file_name"]] == row["image_id"]), {})
+
+    def _write(self, rows: Callable[[], Iterable[CaptionRow]], scores: Mapping[str, float]) -> None:
+        if self.to.output:
+            write_results(self.to.output, rows())
+        if self.page:
+            about = {**self.to.about, "date": datetime.now().astimezone().isoformat(timespec="seconds")}
+            self.page.finish(rows(), scores, about | {"pictures": self.to.copy_pictures})
 
     def _score(self, references: list[Reference]) -> dict[str, float]:
         """coco-caption's scores of what was captioned; images without known captions are left out."""

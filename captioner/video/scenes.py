@@ -35,6 +35,11 @@ class SceneDetector:
         self._anchor: np.ndarray | None = None
         self._changed_since: float | None = None
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the last picture may be the first of a new scene."""
+        return self._changed_since is not None
+
     def look(self, time: float, thumbnail: np.ndarray) -> bool:
         """Whether a new scene is now known to have begun: at `begin`, shortly before `time`."""
         if self._anchor is None:
@@ -108,7 +113,7 @@ def scenes_of(
             if detector.look(frame.time, frame.thumbnail()):
                 number, begin = number + 1, detector.begin
                 next_sample = frame.time if number == 0 else max(frame.time, begin + SETTLE_SECONDS)
-        if frame.time < next_sample:
+        if frame.time < next_sample or detector.undecided:
             continue
         next_sample = frame.time + every_seconds
         if not detect:
