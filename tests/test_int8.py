@@ -23,10 +23,11 @@ from captioner.model.checkpoint import (
 )
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import Encoder, Normalise
+from captioner.runtime.hardware import multiplies_int8
 
 WIDTHS = (8, 8, 16, 16, 16, 24, 24, 24, 24, 32, 32, 32, 32)
 
-needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no AVX-512 VNNI")
+needs_vnni = pytest.mark.skipif(not multiplies_int8(torch.device("cpu")), reason="this CPU has no AVX-512 VNNI")
 
 
 @pytest.fixture(scope="module")

@@ -205,6 +205,12 @@ def test_a_proof_depends_on_nothing_around_it_and_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_pytorch_that_does_not_know_its_cpu_has_no_special_instructions(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "cpu", types.SimpleNamespace())
+    assert not kernels.can_int8(CPU) and not kernels.can_pack(CPU)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("change", [without, raising, wrong])
 def test_a_machine_with_all_instructions_captions_without_the_operators(change, monkeypatch, caplog):
     """The instructions are only said to be there: bfloat16 is emulated where they are not."""

@@ -21,7 +21,7 @@ from captioner.kernels.loss_in_place import output_loss_in_place
 from captioner.kernels.lstm import lstm_layer
 from captioner.kernels.packed_linear import PackedLinear
 from captioner.kernels.proof import Kernel
-from captioner.runtime.hardware import multiplies_bf16
+from captioner.runtime.hardware import multiplies_bf16, multiplies_int8
 
 CPU = torch.device("cpu")
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -164,7 +164,7 @@ PACKED_LINEAR = Kernel("packed linear layer", _packed_linear_example, tolerance=
 
 def can_int8(device: torch.device) -> bool:
     """Whether `Int8Convolutions` are fast there, and exact: older CPUs add pairs of products in 16 bits."""
-    return device.type == "cpu" and torch.cpu._is_vnni_supported() and INT8.works(device)
+    return multiplies_int8(device) and INT8.works(device)
 
 
 def _int8_example(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,3 +14,11 @@ def multiplies_bf16(device: torch.device) -> bool:
         with contextlib.suppress(AttributeError, RuntimeError):
             return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def multiplies_int8(device: torch.device) -> bool:
+    """Whether the hardware has instructions for products of bytes summed in 32 bits (VNNI)."""
+    if device.type == "cpu":
+        with contextlib.suppress(AttributeError, RuntimeError):  # the question is not of torch's documented interface
+            return torch.cpu._is_vnni_supported()
+    return False
