@@ -15,7 +15,7 @@ from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.gpu_train import make_trainer
 from bench.timing import interleave, milliseconds, ratio
 from captioner.data.batches import Batch
-from captioner.model.config import ModelConfig
+from captioner.model.config import DecoderKind, ModelConfig
 from captioner.model.packed_captions import caption_targets
 from captioner.runtime.memory import keep_freed_memory
 from captioner.training.loop import update
@@ -49,9 +49,12 @@ def run() -> None:
         print(f"| {name} | {milliseconds(values)} | {ratio(baseline, values)} | {ratio(original, values)} |")
 
 
-def our_iteration(features: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+def our_iteration(
+    features: Tensor, labels: Tensor, dtype: torch.dtype, decoder: DecoderKind = "lstm"
+) -> Callable[[], object]:
     """What caption-train runs for a batch with cached features."""
-    config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=(1,) * 12 + (WIDTH,))
+    widths = (1,) * 12 + (WIDTH,)
+    config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=widths, decoder=decoder)
     trainer = make_trainer(config, features.device, dtype)
     image_of_caption = torch.arange(IMAGES, device=features.device).repeat_interleave(CAPTIONS)
     batch = Batch(

@@ -115,3 +115,12 @@ def test_both_kinds_of_decoder_caption_together(first, tmp_path):
     with torch.no_grad():
         mean, _ = ensemble_step([net.decoder.step for net in networks])(torch.tensor([6]), state)
     assert float(mean[0, 1].exp()) == pytest.approx(sum(float(x.exp()) for x in logprobs) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_says_nearly_the_same(precision, tmp_path):
+    save_checkpoint(tmp_path / "model.pt", make_checkpoint("attention"))
+    images = some_images()
+    exact, rounded = (captioner.load_model(tmp_path / "model.pt", "cpu", chosen) for chosen in ("fp32", precision))
+    for wanted, found in zip(exact.caption(images), rounded.caption(images), strict=True):
+        assert found.logprob == pytest.approx(wanted.logprob, abs=0.1)

@@ -14,6 +14,7 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
+from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
@@ -52,16 +53,17 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_word_by_word_it_is_what_step_says() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "attention"])
+def test_word_by_word_it_is_what_step_says(kind: str) -> None:
     torch.manual_seed(0)
-    decoder = Decoder(7, 5, 6).eval()
-    features = torch.randn(3, 5)
-    captions = [[3, 1, 7, 2], [5], []]
+    decoder = (Decoder(7, 5, 6) if kind == "lstm" else AttentionDecoder(7, 5, 6, 2)).eval()
+    features = torch.randn(2, 5) if kind == "lstm" else torch.randn(2, 9, 5)
+    captions, image_of_caption = [[3, 1, 7, 2], [5], []], [1, 0, 1]
     labels = torch.tensor([ids + [0] * (4 - len(ids)) for ids in captions])
     with torch.no_grad():
-        found = target_logprobs(decoder, features, labels)
-        for row, ids in enumerate(captions):
-            state, token = decoder.start(features[row : row + 1]), decoder.end_id
+        found = target_logprobs(decoder, features, labels, torch.tensor(image_of_caption))
+        for row, (ids, image) in enumerate(zip(captions, image_of_caption, strict=True)):
+            state, token = decoder.start(features[image : image + 1]), decoder.end_id
             for place, target in enumerate([*ids, decoder.end_id]):
                 logprobs, state = decoder.step(torch.tensor([token]), state)
                 assert found[row, place].item() == pytest.approx(logprobs[0, target - 1].item(), abs=1e-5)

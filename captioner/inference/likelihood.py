@@ -72,21 +72,25 @@ def _with_gain(own: Likelihood, elsewhere: Sequence[Likelihood]) -> Likelihood:
 
 
 def _judge(captioner: Captioner, encoding: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
-    """Judge captions of one image, whose encoding (E,) by each model is given."""
+    """Judge captions of one image, whose encoding by each model is given."""
     judged: list[Likelihood] = []
     for start in range(0, len(texts), CAPTIONS_AT_ONCE):
         some = texts[start : start + CAPTIONS_AT_ONCE]
-        judged += _judge_at_once(captioner, [own.expand(len(some), *own.shape) for own in encoding], some)
+        judged += _judge_at_once(captioner, encoding, some)
     return judged
 
 
-def _judge_at_once(captioner: Captioner, features: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
-    """Judge M captions; `features` holds (M, E) of each model."""
+def _judge_at_once(captioner: Captioner, encoding: Sequence[Tensor], texts: Sequence[str]) -> list[Likelihood]:
+    """Judge M captions of one image."""
     vocab = captioner.vocab
     tokens = [tokenise(text, vocab.tokenizer) for text in texts]
     labels = pad_sequence([_ids(words, vocab) for words in tokens], batch_first=True).to(captioner.device)  # (M, D)
+    image_of_caption = labels.new_zeros(len(labels))
     logprobs = torch.stack(
-        [target_logprobs(model.decoder, own, labels) for model, own in zip(captioner.models, features, strict=True)]
+        [
+            target_logprobs(model.decoder, own.unsqueeze(0), labels, image_of_caption)
+            for model, own in zip(captioner.models, encoding, strict=True)
+        ]
     )
     mean = (logprobs.logsumexp(0) - math.log(len(logprobs))).tolist()  # (M, D+1)
     judged = []
@@ -108,17 +112,20 @@ def _ids(words: Sequence[str], vocab: Vocab) -> Tensor:
     return torch.tensor(vocab.encode(known, len(words)), dtype=torch.long)
 
 
-def target_logprobs(decoder: Decoder | AttentionDecoder, features: Tensor, labels: Tensor) -> Tensor:
+def target_logprobs(
+    decoder: Decoder | AttentionDecoder, encodings: Tensor, labels: Tensor, image_of_caption: Tensor | None = None
+) -> Tensor:
     """Natural log-probability of every word of a caption and of END after it.
 
     Args:
-        features: (M, E) or (M, G, E), what the decoder sees of the image of each caption.
+        encodings: (N, E) or (N, G, E), what the decoder sees of each image.
         labels: (M, D) int64 word ids, 0-padded.
+        image_of_caption: (M,) int64; None: caption i describes image i.
 
     Returns:
         (M, D+1) float32, 0 after END.
     """
     targets = caption_targets(labels, decoder.end_id)  # (M, D+1)
-    logprobs = decoder(features, labels)[:, -targets.shape[1] :]  # an image step predicts nothing
+    logprobs = decoder(encodings, labels, image_of_caption)[:, -targets.shape[1] :]  # an image step predicts nothing
     chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
     return chosen.where(targets > 0, 0.0)

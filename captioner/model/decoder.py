@@ -79,20 +79,22 @@ class Decoder(nn.Module):
                 for kind in ("weight", "bias"):
                     nn.init.uniform_(getattr(self.lstm, f"{kind}_{side}_l{layer}"), -bound, bound)
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, encodings: Tensor, labels: Tensor, image_of_caption: Tensor | None = None) -> Tensor:
         """Log-probabilities of every next word, given the true words before it.
 
         Args:
-            features: (N, E), one image feature per caption.
+            encodings: (I, E), one per image.
             labels: (N, D) int64 word ids, 0-padded. A 0 is fed as word 1, which matters to no loss.
+            image_of_caption: (N,) int64; None: caption i describes image i.
 
         Returns:
             (N, D+2, V+1) log-probabilities; [:, t, k-1] is that of id k at step t.
         """
+        images = encodings if image_of_caption is None else encodings[image_of_caption]
         tokens = labels.t().clamp(min=1)  # (D, N)
         start = tokens.new_full((1, len(labels)), self.end_id)
         words = self.embedding(torch.cat([start, tokens]) - 1)  # (D+1, N, E)
-        hidden, _ = self.lstm(torch.cat([features.unsqueeze(0), words]))  # (D+2, N, H)
+        hidden, _ = self.lstm(torch.cat([images.unsqueeze(0), words]))  # (D+2, N, H)
         return log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
 
     def loss_sum(
