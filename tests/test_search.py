@@ -255,6 +255,28 @@ def test_a_wide_beam_obeys_every_rule_and_still_finds_the_best(rules, sharpness)
             assert h.logprob == pytest.approx(captions[h.tokens], abs=1e-5)
 
 
+@pytest.mark.parametrize("beam_size", [2, 3])
+@pytest.mark.parametrize("length_penalty", [0.7, 1.5])
+@pytest.mark.parametrize("sharpness", [0.5, 2.0, 5.0])
+def test_with_a_length_penalty_the_end_of_every_beam_competes(sharpness, length_penalty, beam_size):
+    vocab_size, max_length = 4, 5
+    model = make_tables(8, vocab_size, max_length, sharpness, seed=3)
+    options = SearchOptions(beam_size=beam_size, n_best=beam_size, length_penalty=length_penalty)
+    for table, hypotheses in zip(model.tables, model.search(max_length, options), strict=True):
+        live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+        found: dict[tuple[int, ...], float] = {}
+        for t in range(max_length):
+            extended = []
+            for words, logprob in live:
+                row = table[words].tolist()
+                found[words] = (logprob + row[vocab_size]) / (t + 1) ** length_penalty
+                extended += [((*words, k + 1), logprob + row[k]) for k in range(vocab_size)]
+            live = sorted(extended, key=lambda caption: -caption[1])[:beam_size]
+        found |= {words: logprob / max_length**length_penalty for words, logprob in live}
+        expected = sorted(found, key=lambda words: -found[words])[:beam_size]
+        assert [h.tokens for h in hypotheses] == expected
+
+
 @pytest.mark.parametrize("beam_size", [1, 2, 4])
 @pytest.mark.parametrize("sample", [False, True])
 def test_where_nothing_may_be_said_the_caption_ends(beam_size, sample):

@@ -98,7 +98,7 @@ def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool
             made = (choice.score > -math.inf).to(chosen.dtype)
             chosen.scatter_add_(2, choice.token - 1, made)
         pairs.append((live, done))
-    return _join([live for live, _ in pairs]), _join([done for _, done in pairs])
+    return _join([live for live, _ in pairs], 1), _join([done for _, done in pairs], 1)
 
 
 def _extend_group(
@@ -123,21 +123,34 @@ def _extend_group(
             score = torch.where(total > -math.inf, scores.gather(1, parent) + logprob, total)
         return place, _Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
 
-    # END counts as found only if it is among the best k continuations, as in the original: else every empty or cut
-    # caption would compete, and one beam would not be greedy search.
     place, done = candidates(totals, min(per_group, totals.shape[1]))
     if options.keep_finished:
         live = done
     else:
         live = candidates(totals.masked_fill(ends, -math.inf), min(per_group, len(scores[0]) * (width - 1)))[1]
+    if options.every_end:
+        found = _every_end(scores, logprobs)
+        return live, _join([found, live], 2) if last else found
+    # END counts as found only if it is among the best k continuations, as in the original: else every empty or cut
+    # caption would compete, and one beam would not be greedy search.
     if not last:
         ended = ends.gather(1, place).unsqueeze(1)
         done = _Candidates(done.parent, done.token, done.logprob, done.score.masked_fill(~ended, -math.inf))
     return live, done
 
 
-def _join(groups: list[_Candidates]) -> _Candidates:
-    return _Candidates(*(torch.cat([getattr(g, name) for g in groups], 1) for name in _Candidates.__annotations__))
+def _every_end(scores: Tensor, logprobs: Tensor) -> _Candidates:
+    """The ends of all live beams, for scores (N, W) and logprobs (N, W, V+1)."""
+    num_images, beams, columns = logprobs.shape
+    parent = torch.arange(beams, device=scores.device).expand(num_images, beams)
+    end = logprobs[:, :, -1]
+    fields = (parent, torch.full_like(parent, columns), end, scores + end)
+    return _Candidates(*(field.unsqueeze(1) for field in fields))
+
+
+def _join(parts: list[_Candidates], dim: int) -> _Candidates:
+    """Side by side along the groups (1) or along the beams (2)."""
+    return _Candidates(*(torch.cat([getattr(p, name) for p in parts], dim) for name in _Candidates.__annotations__))
 
 
 def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: SearchOptions) -> list[list[Hypothesis]]:

@@ -17,7 +17,9 @@ class SearchOptions:
         top_k: sampling draws among the k likeliest words only; 0: all.
         top_p: sampling draws among the likeliest words that together reach this probability; 1.0: all.
         length_penalty: finished captions are ranked by logprob / length**length_penalty, length counting the
-            words and END; 0.0 ranks by probability alone, 1.0 by the mean log-probability.
+            words and END; 0.0 ranks by probability alone, 1.0 by the mean log-probability. Where it ranks, the end of
+            every beam competes; without it only those that are among the best continuations of all beams, as in
+            neuraltalk2.
         min_length: END is out of question before so many words, unless nothing else is left.
         no_repeat_ngram: no sequence of so many words occurs twice in a caption; 0: no rule.
         no_immediate_repeat: no word follows itself.
@@ -45,6 +47,14 @@ class SearchOptions:
     groups: int = 1
     group_penalty: float = 0.5
     keep_finished: bool = False
+
+    @property
+    def every_end(self) -> bool:
+        """Whether the end of every beam competes: where lengths are ranked, END may be right though it is unlikely.
+
+        One beam is greedy search, though, and the groups of a diverse search would avoid END as others' choice.
+        """
+        return self.length_penalty > 0 and self.beam_size > 1 and self.groups == 1 and not self.keep_finished
 
     def __post_init__(self) -> None:
         for name in ("beam_size", "n_best", "groups"):
