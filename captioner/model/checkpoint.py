@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
+from captioner.model.checkpoint_fields import require_finite, require_sound_fields, weights_digest
 from captioner.model.config import ModelConfig
 from captioner.runtime.files import atomic_write
 
@@ -90,11 +91,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
     """The content of the file: plain types and tensors alone."""
+    stored = {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()}
     return {
         "format_version": checkpoint.config.format_version,
         "config": checkpoint.config.to_dict(),
         "vocab": {"ix_to_word": checkpoint.vocab.ix_to_word, "tokenizer": checkpoint.vocab.tokenizer},
-        "state_dict": {name: _store(tensor, dtype) for name, tensor in checkpoint.state_dict.items()},
+        "state_dict": stored,
+        "weights_digest": weights_digest(stored),
         "decoding": checkpoint.decoding,
         **{name: getattr(checkpoint.record, name) for name in _RECORD_FIELDS},
     }
@@ -118,6 +121,10 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
     missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
     if missing:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}", remedy="it is damaged or incomplete")
+    require_sound_fields(content, str(path))
+    digest = weights_digest(content["state_dict"], f"{path}: ")
+    if content.get("weights_digest", digest) != digest:  # older files have none
+        raise InputError(f"{path}: its weights are not those that were saved", remedy="it is damaged: take a copy")
     config = ModelConfig.from_dict(content["config"], str(path))
     vocab = Vocab.from_ix_to_word(
         content["vocab"].get("ix_to_word"), tokenizer=content["vocab"].get("tokenizer", "ascii"), source=str(path)
@@ -125,6 +132,8 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
     if vocab.size != config.vocab_size:
         raise InputError(f"{path}: the vocabulary has {vocab.size} words, the model {config.vocab_size}")
     state_dict = {name: _restore(stored, f"{path}: {name}") for name, stored in content["state_dict"].items()}
+    for name, tensor in state_dict.items():
+        require_finite(tensor, f"{path}: {name}")
     record = TrainingRecord(**{name: content[name] for name in _RECORD_FIELDS})
     return Checkpoint(config, vocab, state_dict, record, content["decoding"])
 
@@ -179,6 +188,11 @@ def _restore(stored: Any, where: str) -> Tensor:
         return stored.float()
     if isinstance(stored, dict) and stored.keys() == {"values", "scale"}:
         values, scale = stored["values"], stored["scale"]
-        if values.ndim >= 2 and scale.shape == values.shape[:1]:
+        if (
+            isinstance(values, Tensor)
+            and isinstance(scale, Tensor)
+            and values.ndim >= 2
+            and scale.shape == values.shape[:1]
+        ):
             return values.float() * scale.view(-1, *[1] * (values.ndim - 1))
     raise InputError(f"{where}: not a tensor this version knows how to read")

@@ -84,7 +84,7 @@ class ModelConfig:
             "fc_width",
             "attention_heads",
         ):
-            if not isinstance(values[name], int) or values[name] < 1:
+            if type(values[name]) is not int or values[name] < 1:
                 raise InputError(f"{source}: {name} is {values[name]!r}", expected="a positive whole number")
         widths = values["conv_widths"]
         if not isinstance(widths, list) or len(widths) != len(VGG16_WIDTHS) or any(type(w) is not int for w in widths):
