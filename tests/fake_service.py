@@ -5,6 +5,7 @@ Usage: fake_service.py OPTIONS_OF_CAPTION_SERVE..
 A picture of the colour 0 0 N takes N hundredths of a second; 1 2 3 meets a defect.
 """
 
+import base64
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,8 @@ def caption(pictures: Sequence[np.ndarray], options: Any) -> list[dict[str, Any]
             raise RuntimeError(f"a defect in {__file__}")
         if text.startswith("colour 0 0 "):
             time.sleep(int(text.split()[-1]) / 100)
-        words = [{"word": word, "logprob": -0.5} for word in text.split()]
+        heat = {"heat": base64.b64encode(bytes(range(0, 245, 5))).decode()} if options.explain else {}
+        words = [{"word": word, "logprob": -0.5, **heat} for word in text.split()]
         described = {"caption": text, "logprob": -2.0, "confidence": 0.6, "words": words}
         n_best = {"n_best": [described] * options.n_best} if options.n_best > 1 else {}
         results.append({**described, **n_best})

@@ -1,5 +1,6 @@
 """caption-serve from outside: a real server on 127.0.0.1, clients of all kinds, and a stand-in for the model."""
 
+import base64
 import concurrent.futures
 import contextlib
 import http.client
@@ -147,6 +148,7 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused_by_its_header(server):
         ("?beam_size=0", "image/png", picture(RED), 400),
         ("?beam_size=11", "image/png", picture(RED), 400),
         ("?beam_size=1&beam_size=2", "image/png", picture(RED), 400),
+        ("?explain=2", "image/png", picture(RED), 400),
         ("?n_best=2.0", "image/png", picture(RED), 400),
         ("?url=http://127.0.0.1/", "image/png", picture(RED), 400),
         ("", "application/json", b'{"url": "http://127.0.0.1/"}', 415),
@@ -346,13 +348,14 @@ def test_the_command_says_what_the_library_says():
     import captioner
 
     cat = Path(__file__).parents[1] / "examples" / "cat.jpg"
-    expected = captioner.load_model(device="cpu").caption(cat, beam_size=3, n_best=2)
+    expected = captioner.load_model(device="cpu").caption(cat, beam_size=3, n_best=2, explain=True)
     server = Server("--gpuid", "-1", program=("-m", "captioner.cli.serve"))
-    _, answer = server.post(cat.read_bytes(), "image/jpeg", "?beam_size=3&n_best=2")
+    _, answer = server.post(cat.read_bytes(), "image/jpeg", "?beam_size=3&n_best=2&explain=1")
     assert server.stop()[0] == 0
     (result,) = answer["results"]
     assert result["caption"] == expected.text and result["confidence"] == pytest.approx(expected.confidence, rel=1e-4)
     assert [word["word"] for word in result["words"]] == [word.word for word in expected.words]
+    assert [len(base64.b64decode(word["heat"])) for word in result["words"]] == [49] * len(expected.words)
     assert [one["caption"] for one in result["n_best"]] == [expected.text, expected.alternatives[0].text]
 
 

@@ -54,6 +54,15 @@ def test_photos_chosen_dropped_and_pasted_get_captions(browser, server, tmp_path
         browser.driver.execute_script(TRANSFER, encoded, f"{how}.png", how)
     browser.wait(lambda: len(browser.all("#results .done")) == 3)
     assert browser.texts("#results .caption")[:2] == ["colour 7 8 9", "colour 10 20 220"]  # the newest first
+    assert not browser.all("#results .words button")
+    browser.one("#explain").click()
+    browser.one("#files").send_keys(str(tmp_path / "red.png"))
+    browser.wait(lambda: len(browser.all("#results .words button")) == 4)
+    assert browser.texts("#results .words button") == ["colour", "200", "16", "48"]
+    browser.run("document.querySelector('#results .words button').focus()")
+    assert browser.run("const c = document.querySelector('#results canvas'); return [c.width, c.height]") == [7, 7]
+    browser.run("document.activeElement.blur()")
+    assert not browser.all("#results canvas")
     browser.one("#files").send_keys(str(tmp_path / "text.png"))
     browser.wait(lambda: browser.all("#results .failed"))
     assert "is text, not a picture" in browser.texts("#results .caption")[0]

@@ -134,7 +134,12 @@ def load(
 
     def caption(pictures: "Sequence[np.ndarray]", options: "Options") -> list[dict[str, Any]]:
         captions = model.caption(
-            list(pictures), beam_size=options.beam_size, n_best=options.n_best, batch_size=len(pictures), num_workers=0
+            list(pictures),
+            beam_size=options.beam_size,
+            n_best=options.n_best,
+            explain=bool(options.explain),
+            batch_size=len(pictures),
+            num_workers=0,
         )
         rows = map(caption_row, captions)
         return [{key: value for key, value in row.items() if key not in ("image_id", "file_name")} for row in rows]

@@ -8,6 +8,7 @@ from captioner.service.requests import PARAMETERS
 
 _JSON = "application/json"
 _LOGPROB = {"type": "number", "description": "natural logarithm of a probability"}
+_HEAT = "7×7 bytes row by row, over the inner 224×224 of the picture squashed to 256×256; 255 is the hottest"
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
 
@@ -74,7 +75,11 @@ REFUSALS = {
 
 
 def _parameter(name: str, default: int, least: int, greatest: int) -> dict[str, Any]:
-    descriptions = {"beam_size": "beams of the search; 1 is greedy", "n_best": "captions per picture, best first"}
+    descriptions = {
+        "beam_size": "beams of the search; 1 is greedy",
+        "n_best": "captions per picture, best first",
+        "explain": "1: with a heat-map per word of where the model looked",
+    }
     schema = {"type": "integer", "default": default, "minimum": least, "maximum": greatest}
     return {"name": name, "in": "query", "description": descriptions[name], "schema": schema}
 
@@ -93,7 +98,11 @@ def _refusal(description: str) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     word = {
         "type": "object",
-        "properties": {"word": {"type": "string"}, "logprob": _LOGPROB},
+        "properties": {
+            "word": {"type": "string"},
+            "logprob": _LOGPROB,
+            "heat": {"type": "string", "contentEncoding": "base64", "description": _HEAT},
+        },
         "required": ["word", "logprob"],
     }
     caption = {

@@ -14,7 +14,7 @@ from captioner.service.limits import ByteBudget, Limits, Refusal
 LONGEST_NAME = 200  # characters of a file name that come back in the answer
 
 # Name of each query parameter: its default, least and greatest value.
-PARAMETERS = {"beam_size": (2, 1, 10), "n_best": (1, 1, 10)}
+PARAMETERS = {"beam_size": (2, 1, 10), "n_best": (1, 1, 10), "explain": (0, 0, 1)}
 
 _DIGITS = re.compile(r"[0-9]{1,6}")
 
@@ -25,6 +25,7 @@ class Options:
 
     beam_size: int
     n_best: int
+    explain: int
 
 
 @dataclass(frozen=True)

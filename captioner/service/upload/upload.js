@@ -27,7 +27,7 @@ async function caption(file, card) {
   let answer;
   let body;
   try {
-    answer = await fetch(`v1/captions?n_best=${N_BEST}`, { method: "POST", headers, body: file });
+    answer = await fetch(`v1/captions?n_best=${N_BEST}&explain=${Number($("explain").checked)}`, { method: "POST", headers, body: file });
     body = await answer.json();
   } catch {
     fail(card, "the server cannot be reached");
@@ -60,7 +60,35 @@ function show(card, result) {
       return item;
     }),
   );
+  const explained = result.words.filter((word) => word.heat);
+  card.querySelector(".words").hidden = explained.length === 0;
+  card.querySelector(".words").replaceChildren(...explained.map((word) => wordButton(card.querySelector("figure"), word)));
   card.classList.add("done");
+}
+
+/** A word that lays its heat-map over the picture while it is pointed at or has the focus. */
+function wordButton(figure, word) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = word.word;
+  const hide = () => figure.querySelector("canvas")?.remove();
+  const draw = () => {
+    hide();
+    figure.append(heatCanvas(atob(word.heat)));
+  };
+  for (const event of ["pointerenter", "focus"]) button.addEventListener(event, draw);
+  for (const event of ["pointerleave", "blur"]) button.addEventListener(event, hide);
+  return button;
+}
+
+function heatCanvas(bytes) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = Math.sqrt(bytes.length);
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(canvas.width, canvas.height);
+  for (let i = 0; i < bytes.length; i++) pixels.data.set([255, 60, 0, bytes.charCodeAt(i)], 4 * i);
+  context.putImageData(pixels, 0, 0);
+  return canvas;
 }
 
 function fail(card, reason) {
