@@ -160,7 +160,7 @@ def test_what_cannot_be_converted_is_one_line(
     assert "unknown kind of file" in error_of(capsys, tmp_path / "notes.txt")
     t7.write_bytes(t7.read_bytes()[:5000])
     assert re.search(r"model.t7: byte \d+: the file ends", error_of(capsys, t7))
-    assert "same file" in error_of(capsys, t7, "--output", t7)
+    assert "is an input of this command" in error_of(capsys, t7, "--output", t7)
     assert "cannot be written" in error_of(capsys, caffemodel, "--output", tmp_path / "no" / "x.pth")
 
 

@@ -164,7 +164,7 @@ def test_the_log_says_when_data_come_too_slowly(waits, fires, caplog, monkeypatc
     for iteration in range(3):
         progress.next(stream)
         now[0] += 1 - waits
-        progress.report(iteration, 2.0)
+        progress.report(iteration, "loss", 2.0)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3 and lines[1].startswith("iter 1 (epoch 0.10): loss 2.0000, 1.00 it/s, 10 images/s")
     assert ["60 % of the time waiting for data" in line for line in lines] == [False, fires, fires]

@@ -19,7 +19,9 @@ from captioner.kernels.proof import Kernel
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
+from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions
+from captioner.training.trainer import Rule, Trainer
 
 CONFIG = ModelConfig(
     len(TINY_WORDS), 5, encoding_size=16, rnn_size=24, num_layers=2, cnn_layer="pool5", conv_widths=(8,) * 13
@@ -68,6 +70,35 @@ def test_arithmetic_for_people(monkeypatch):
     assert kernels.arithmetic(torch.bfloat16, CPU, int8=True) == "int8 convolutions + bf16"
     monkeypatch.setattr(PACKED_LINEAR, "verdicts", {"cpu": False})
     assert kernels.arithmetic(torch.bfloat16, CPU) == "bf16 (plain torch: packed linear layer)"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact", "name"), [(torch.float32, True, "fp32"), (torch.bfloat16, False, "bf16")], ids=["fp32", "bf16"]
+)
+def test_training_and_captioning_say_what_they_compute_with_and_fp32_is_not_tf32(dtype, exact, name, monkeypatch):
+    for make in (make_captioner_of, make_trainer_of):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        assert make(dtype).arithmetic == name
+        assert torch.backends.cudnn.allow_tf32 is not exact
+
+
+def make_captioner_of(dtype: torch.dtype) -> Captioner:
+    return Captioner([make_model()], Vocab(TINY_WORDS), CPU, dtype)
+
+
+def make_trainer_of(dtype: torch.dtype) -> Trainer:
+    return Trainer(
+        make_model(),
+        lm_rule=Rule("sgd", learning_rate=0.1, alpha=0.8, beta=0.999, epsilon=1e-8),
+        cnn_rule=None,
+        finetune_from_block=1,
+        grad_clip=0.1,
+        cnn_weight_decay=0.0,
+        accumulate=1,
+        dtype=dtype,
+        seed=0,
+        processes=Processes(),
+    )
 
 
 def losses_and_gradients(model: CaptionModel) -> list[Tensor]:

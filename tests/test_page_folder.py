@@ -43,7 +43,8 @@ def test_a_finished_folder_holds_page_rows_scores_and_pictures(writer):
     assert json.loads((writer.folder / "scores.json").read_text()) == {"CIDEr": 0.5}
     assert image == "imgs/img1.jpg"
     data = {"vis.json", "scores.json", "about.json"}
-    expected = data | {f"{name}.js" for name in data} | {path.name for path in output.page.page_files()} | {"imgs"}
+    expected = data | {f"{name}.js" for name in data} | {path.name for path in output.page.page_files()}
+    expected |= {"imgs", ".captioner-files"}
     assert {path.name for path in writer.folder.iterdir()} == expected
 
 

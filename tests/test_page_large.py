@@ -172,13 +172,39 @@ def test_two_results_stand_side_by_side(browser, serve, folder):
     assert browser.texts(".card:nth-child(2) .caption") == ["A a cat sits", "B a dog sits"]
     assert browser.texts(".card:nth-child(2) mark") == ["cat", "dog"]
     assert browser.texts(".card:nth-child(3) .caption") == ["A two dogs play", "B –"]
-    assert browser.one("#about").text.startswith("A: vis.json   B: other.json".replace("   ", " "))
+    assert browser.one("#about").text.startswith("A: vis, B: other · ")
     browser.one("#show [value=differing]").click()
     assert browser.texts(".card .name") == ["1.jpg", "3.jpg"]
     assert "a=vis.json&b=other.json" in browser.driver.current_url
 
 
-def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, folder):
+def test_caption_score_shows_two_systems_on_the_page_of_their_pictures(browser, serve, folder, command, tmp_path):
+    other = [{"image_id": 1, "caption": "two cats"}, {"image_id": 2, "caption": "a red cup"}]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    references = [{"id": i, "captions": [caption, "it"]} for i, caption in ((1, "a cat sits"), (2, "a red cup"))]
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    argv = ["--predictions", folder / "vis.json", "--references", tmp_path / "references.json", "--metrics", "rouge_l"]
+    done = command("score", *argv, "--compare", tmp_path / "other.json", "--view", folder)
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.split("side by side: ")[1].strip()
+    assert address == f"{folder / 'index.html'}#a=compare-vis.json&b=compare-other.json&sort=differing"
+    browser.open(f"file://{address}")  # as it is printed
+    browser.wait(lambda: browser.run("return [...document.images].filter((i) => i.naturalWidth > 100).length") == 2)
+    assert browser.texts(".card .caption") == ["A a cat sits", "B two cats", "A a red cup", "B a red cup"]
+    browser.one(".open").click()
+    assert browser.texts("#answers li") == [
+        "A a cat sits vis, ROUGE_L 1.00",
+        "B two cats other, ROUGE_L 0.00",
+        "a cat sits by people",
+        "it by people",
+    ]
+    done = command("score", *argv, "--view", folder)
+    assert done.returncode == 1 and "--compare" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["squash", "crop", "pad"])
+def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, folder, mode):
+    (folder / "about.json").write_text(json.dumps({"image_mode": mode}))
     rows = json.loads((folder / "vis.json").read_text())
     heat = bytearray(49)
     heat[7 * 3 + 1] = 255  # the fourth row, the second column
@@ -209,10 +235,14 @@ def test_heat_lies_over_the_part_of_the_picture_the_model_sees(browser, serve, f
         "return [box(document.querySelector('.heat')), box(image), [image.naturalWidth, image.naturalHeight]]"
     )
     scale = min(image["width"] / natural[0], image["height"] / natural[1])
-    left = image["x"] + (image["width"] - natural[0] * scale) / 2
-    assert place["x"] == pytest.approx(left + natural[0] * scale * 15 / 256, abs=1)
-    assert place["width"] == pytest.approx(natural[0] * scale * 224 / 256, abs=1)
-    assert place["height"] == pytest.approx(natural[1] * scale * 224 / 256, abs=1)
+    width, height = natural[0] * scale, natural[1] * scale
+    assert width != pytest.approx(height, rel=0.05)
+    if mode != "squash":
+        width = height = {"crop": min, "pad": max}[mode](width, height)
+    assert place["x"] == pytest.approx(image["x"] + (image["width"] - width) / 2 + width * 15 / 256, abs=1)
+    assert place["y"] == pytest.approx(image["y"] + (image["height"] - height) / 2 + height * 15 / 256, abs=1)
+    assert place["width"] == pytest.approx(width * 224 / 256, abs=1)
+    assert place["height"] == pytest.approx(height * 224 / 256, abs=1)
 
     browser.one("#play").click()
     browser.wait(lambda: browser.one("#play").text == "▶ Where it looked")  # it ends by itself

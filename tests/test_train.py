@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from captioner.model.checkpoint import load_checkpoint
+from captioner.training.run_files import RunFiles
 
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 SMALL += ["--seq_per_img", 2, "--losses_log_every", 1, "--val_images_use", -1, "--learning_rate", 0.01]
@@ -160,11 +161,27 @@ def test_accumulation_changes_nothing_but_memory(data, command, tmp_path):
     assert_same_weights(tmp_path / "model_id1_last.pt", tmp_path / "model_id3_last.pt", tolerance=2e-4)
 
 
-def test_an_earlier_run_is_set_aside(data, command, tmp_path):
-    for _ in range(2):
-        assert command("train", *data, "--max_iters", 1, "--checkpoint_path", tmp_path).returncode == 0
-    assert (tmp_path / "model_id.previous.pt").exists()
-    assert (tmp_path / "model_id.pt").exists()
+def test_every_earlier_run_is_set_aside(tmp_path):
+    for run in ("first", "second", "third"):
+        files = RunFiles(tmp_path, "")
+        files.keep_previous()
+        files.best.write_text(run)
+        files.report.write_text(run)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    for name in ("model_id{}.pt", "model_id{}.json"):
+        kept = {"": "third", ".previous": "first", ".previous2": "second"}
+        assert {word: found.pop(name.format(word)) for word in kept} == kept
+    assert not found
+
+
+def test_an_untrained_model_is_never_the_best(data, command, tmp_path):
+    """Not even where the first step makes it worse."""
+    argv = [*data, "--max_iters", 1, "--learning_rate", 1e3, "--optim", "sgd", "--grad_clip", 1]
+    done = command("train", *argv, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = load_checkpoint(tmp_path / "model_id.pt").record
+    assert record.iteration == 1
+    assert record.val_loss_history[1] > record.val_loss_history[0]
 
 
 def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_path):

@@ -13,6 +13,7 @@ async function load() {
   ]);
   state.about = isObject(about.data) ? about.data : {};
   if (state.about.words === true) takeWords((await readData("words.json")).data);
+  showFindings(state.about.findings);
   byId("count").textContent = "";
   const read = results.map((result, index) => ({ name: names[index], ...result }));
   const failed = read.find((result) => result.data === undefined);
@@ -58,7 +59,7 @@ function showTitle() {
   byId("title").textContent = folder;
   document.title = folder === "Captions" ? folder : `${folder} · captions`;
   const facts = [];
-  if (state.sources.length > 1) facts.push(state.sources.map((name, place) => `${letter(place)}: ${name}`).join("   "));
+  if (state.sources.length > 1) facts.push(state.sources.map((_, place) => `${letter(place)}: ${sourceName(place)}`).join(", "));
   if (typeof about.model === "string" && about.model) facts.push(about.model);
   const date = new Date(about.date ?? NaN);
   if (!Number.isNaN(date.getTime())) facts.push(date.toLocaleDateString(undefined, { dateStyle: "medium" }));
@@ -70,6 +71,13 @@ function explainMissingPictures() {
   if (state.about.pictures !== false && state.rows.some((row) => row.picture)) return;
   if (!state.rows.length) {
     explain("There are no captions in this result.", ["The file is an empty list."]);
+    return;
+  }
+  if (state.sources.length > 1) {
+    explain("This comparison has no pictures, only captions.", [
+      "They come from a page of the same pictures: write the comparison into its folder,",
+      ["pre", "caption-score --predictions A.json --compare B.json --references R.json --view vis"],
+    ]);
     return;
   }
   explain("This result has no pictures, only captions.", [

@@ -34,6 +34,17 @@ function fillWordList(listed) {
   byId("wordlist").querySelector(".table").replaceChildren(make("ul", { className: "chips" }, ...chips));
 }
 
+// What is odd about the data set; where a filter finds the pictures, as a link.
+function showFindings(findings) {
+  const listed = Array.isArray(findings) ? findings.filter((finding) => isObject(finding) && finding.text) : [];
+  byId("findings").hidden = !listed.length;
+  byId("findings").firstElementChild.textContent = `Findings: ${listed.length}`;
+  const items = listed.map((finding) =>
+    make("li", {}, finding.show in FILTERS ? make("a", { href: `#show=${finding.show}` }, finding.text) : String(finding.text)),
+  );
+  byId("findings").querySelector("ul").replaceChildren(...items);
+}
+
 const hasUnkCaption = (row) => row.captions.some((caption) => caption.split(/\s+/).some(isUnknown));
 
 function isUnknown(word) {

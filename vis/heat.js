@@ -1,7 +1,8 @@
 // Where the model looked: a small map per word, laid over the picture.
 "use strict";
 
-// The model sees the picture squashed to 256 × 256 pixels, of which it takes the inner 224 × 224.
+// The model sees the picture as 256 × 256 pixels, of which it takes the inner 224 × 224. What became of a picture that
+// is no square is its image mode: squashed, its middle square, or padded to a square.
 const HEAT_INSET = 15 / 256;
 const HEAT_SIZE = 224 / 256;
 const PLAY_MILLISECONDS = 700;
@@ -41,10 +42,12 @@ function showHeat(heat) {
   // The image fills its box with `object-fit: contain`: where its pixels are has to be worked out.
   const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight) || 0;
   const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
-  canvas.style.left = `${image.offsetLeft + (image.clientWidth - width) / 2 + width * HEAT_INSET}px`;
-  canvas.style.top = `${image.offsetTop + (image.clientHeight - height) / 2 + height * HEAT_INSET}px`;
-  canvas.style.width = `${width * HEAT_SIZE}px`;
-  canvas.style.height = `${height * HEAT_SIZE}px`;
+  const side = { crop: Math.min(width, height), pad: Math.max(width, height) }[state.about.image_mode];
+  const [seenWidth, seenHeight] = side ? [side, side] : [width, height];
+  canvas.style.left = `${image.offsetLeft + (image.clientWidth - seenWidth) / 2 + seenWidth * HEAT_INSET}px`;
+  canvas.style.top = `${image.offsetTop + (image.clientHeight - seenHeight) / 2 + seenHeight * HEAT_INSET}px`;
+  canvas.style.width = `${seenWidth * HEAT_SIZE}px`;
+  canvas.style.height = `${seenHeight * HEAT_SIZE}px`;
   byId("picture").append(canvas);
 }
 

@@ -3,6 +3,8 @@
 
 const SWIPE_PIXELS = 50;
 
+// Captions by people are not judged here.
+const canJudge = (row) => !row.captions.length;
 const openRow = () => state.shown[state.open] ?? null;
 
 function openLarge(place) {
@@ -11,7 +13,9 @@ function openLarge(place) {
   const row = openRow();
   const answer = row.answers[0];
   byId("picture").replaceChildren(picture(row, false));
-  fillCaption(byId("large-caption"), row.captions.length ? { caption: row.captions[0], words: [] } : answer);
+  if (row.captions.length) fillKnownCaption(byId("large-caption"), row.captions[0]);
+  else fillCaption(byId("large-caption"), answer);
+  byId("verdicts").hidden = byId("edit-start").hidden = !canJudge(row);
   stopEditing();
   showVerdict();
   fillAnswers(row);
@@ -29,12 +33,13 @@ function openLarge(place) {
 
 // What the other results say, or all captions of a data set.
 function fillAnswers(row) {
-  const lines = row.answers.length > 1 || row.captions.length > 1 ? captionLines(row, "span") : [];
+  const lines = row.captions.length ? captionLines(row, "span").slice(1) : row.answers.length > 1 ? captionLines(row, "span") : [];
   const answers = lines.map((line, place) => {
-    const confidence = row.captions.length ? null : row.answers[place]?.confidence ?? null;
-    const source = row.captions.length ? "" : state.sources[place] ?? "";
-    const facts = [source, confidence === null ? "" : `${percent(confidence)} sure`].filter(Boolean).join(", ");
-    return make("li", {}, line, " ", make("small", {}, facts));
+    const answer = row.captions.length ? null : row.answers[place];
+    const facts = row.captions.length ? [] : [sourceName(place)];
+    if (answer?.score != null) facts.push(`${answer.scoreName} ${answer.score.toFixed(2)}`);
+    if (answer?.confidence != null) facts.push(`${percent(answer.confidence)} sure`);
+    return make("li", {}, line, " ", make("small", {}, facts.filter(Boolean).join(", ")));
   });
   const known = row.references.map((caption) => make("li", {}, caption, " ", make("small", {}, "by people")));
   byId("answers").replaceChildren(...answers, ...known);
@@ -108,6 +113,7 @@ function showVerdict() {
 }
 
 function giveVerdict(verdict) {
+  if (!canJudge(openRow())) return;
   const given = judgementOf(openRow())?.verdict === verdict ? null : verdict;
   judge(openRow(), { verdict: given });
   showVerdict();
@@ -116,6 +122,7 @@ function giveVerdict(verdict) {
 
 function startEditing() {
   const row = openRow();
+  if (!canJudge(row)) return;
   byId("edited").value = judgementOf(row)?.correction ?? row.answers[0].caption;
   byId("edit").hidden = false;
   byId("edited").focus();

@@ -56,7 +56,8 @@ function readAnswer(row) {
   const caption = readCaption(row);
   // The first of the n best is the caption itself, but where the model abstained.
   const isFirst = alternatives.length > 0 && alternatives[0].caption === caption.caption;
-  return { ...caption, abstained: Boolean(row.abstained), alternatives: alternatives.slice(isFirst ? 1 : 0) };
+  const score = finite(row.score);
+  return { ...caption, score, scoreName: String(row.score_name ?? "score"), abstained: Boolean(row.abstained), alternatives: alternatives.slice(isFirst ? 1 : 0) };
 }
 
 function readCaption(row) {
@@ -91,8 +92,8 @@ function prepareRows() {
     const answers = row.answers.filter(Boolean);
     row.text = [...answers.map((answer) => answer.caption), ...row.captions, row.name].join(" ").toLowerCase();
     row.repeated = row.answers[0].caption !== "" && captions.get(row.answers[0].caption) > 1;
-    const confidences = answers.map((answer) => answer.confidence).filter((value) => value !== null);
-    row.difference = confidences.length > 1 ? Math.max(...confidences) - Math.min(...confidences) : 0;
+    const scores = answers.map((answer) => answer.score ?? answer.confidence).filter((value) => value !== null);
+    row.difference = scores.length > 1 ? Math.max(...scores) - Math.min(...scores) : 0;
     row.differs = row.answers.some((answer) => (answer?.caption ?? "") !== row.answers[0].caption);
   }
 }

@@ -69,4 +69,5 @@ function captionLines(row, tag) {
   });
 }
 
+const sourceName = (place) => (state.sources[place] ?? "").replace(/^compare-|\.json$/g, "");
 const letter = (place) => "ABC"[place];

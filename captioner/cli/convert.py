@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captioner.cli.options import Parser, run
+from captioner.cli.options import Parser, add_overwrite, run
 from captioner.errors import InputError
+from captioner.runtime.outputs import require_output
+from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     from captioner.model.checkpoint import Checkpoint
@@ -31,6 +33,7 @@ def build_parser() -> Parser:
     p.add_argument(
         "--dtype", choices=("float32", "float16", "int8"), default="float32", help="how the weights are stored"
     )
+    add_overwrite(p)
     p.add_argument("--inspect", action="store_true", help="print what the file holds, and write nothing")
     return p
 
@@ -53,8 +56,7 @@ def convert(path: Path, output: Path | None, dtype: Literal["float32", "float16"
         "pytorch": path.with_name(f"{path.stem}_cpu.pt"),
     }
     output = output or default[kind]
-    if output.exists() and output.samefile(path):
-        raise InputError(f"{output}: reading and writing the same file", remedy="choose another --output")
+    require_output(output, ["model"])
     if kind == "caffe":
         from captioner.convert.export import export_cnn_weights
         from captioner.convert.torchvision import read_cnn_weights
@@ -175,13 +177,8 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
 
 
 def size_of(path: Path) -> str:
-    """A file's size for people, in units of 1000."""
-    size = float(path.stat().st_size)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    """A file's size for people."""
+    return bytes_text(path.stat().st_size)
 
 
 if __name__ == "__main__":

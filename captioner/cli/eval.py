@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,14 @@ NUM_IMAGES_OF_A_SPLIT = 100  # the original's default
 
 def build_parser() -> Parser:
     """The command's options: the original's under their own names and defaults, then ours."""
-    p = Parser(prog="caption-eval", description="Caption a folder of photos or a split of a dataset.")
+    p = Parser(prog="caption-eval", description="Caption photos, or a split of a dataset.")
+    p.add_argument(
+        "pictures",
+        nargs="*",
+        default=[],
+        metavar="PICTURE",
+        help='photos, folders, patterns ("*.png"), http(s) addresses; - takes a list of them from stdin',
+    )
     p.add_argument(
         "--model", nargs="+", default=[], help="checkpoints; several are averaged (default: the bundled one)"
     )
@@ -48,9 +56,9 @@ def build_parser() -> Parser:
         help="images at once; 1: what is fast here, 0: as in training",
     )
     p.add_argument("--num_images", type=all_or_some, help="-1 all; default: all of a folder, 100 of a split")
-    source = p.add_argument_group("pictures (--image_folder, or --input_h5 with --input_json)")
+    source = p.add_argument_group("pictures (named as above, or --image_folder, or --input_h5 with --input_json)")
     source.add_argument("--image_folder", default="", help="folder of photos")
-    source.add_argument("--recursive", type=flag, default="0", help="the folder's subfolders too")
+    source.add_argument("--recursive", type=flag, default="0", help="folders' subfolders too")
     source.add_argument(
         "--watch", type=flag, default="0", help="stay, and caption pictures as they come into the folder"
     )
@@ -69,7 +77,7 @@ def build_parser() -> Parser:
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
     out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv")
     out.add_argument("--write_txt", type=flag, default="0", help="write photo.txt beside each photo.jpg")
-    out.add_argument("--overwrite", type=flag, default="0", help="let --write_txt replace existing files")
+    out.add_argument("--overwrite", type=flag, default="0", help="replace files that are not of this program")
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
@@ -86,6 +94,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
+    take_pictures_from_models(opt)
     return run("caption-eval", lambda: caption(opt))
 
 
@@ -116,7 +125,7 @@ def caption(opt: argparse.Namespace) -> None:
             return
         assert source
         totals = Totals()
-        with make_writer(opt, source) if processes.is_main else contextlib.nullcontext() as writer:
+        with make_writer(opt, source, model) if processes.is_main else contextlib.nullcontext() as writer:
             first = processes.largest(writer.num_done if writer else 0)
             groups = shares(len(source), batch_size, processes.rank, processes.size, first)
             for evaluated in model.run(
@@ -130,6 +139,20 @@ def caption(opt: argparse.Namespace) -> None:
                 writer.finish(totals)
 
 
+def take_pictures_from_models(opt: argparse.Namespace) -> None:
+    """--model takes all that follows it; what can only be pictures is meant as such."""
+    from captioner.data.images import has_image_suffix
+    from captioner.data.listing import is_address
+
+    def is_picture(name: str) -> bool:
+        return name == "-" or is_address(name) or Path(name).is_dir() or has_image_suffix(name)
+
+    opt.pictures = [name for name in opt.model if is_picture(name)] + opt.pictures
+    opt.model = [name for name in opt.model if not is_picture(name)]
+    if opt.watch and len(opt.pictures) == 1:
+        opt.image_folder = opt.pictures.pop()
+
+
 def watch(opt: argparse.Namespace, model: "Model", options: "SearchOptions", batch_size: int) -> None:
     """Caption pictures as they come into a folder, until SIGTERM or Ctrl-C; what has come is written every so often."""
     from captioner.inference.watch import WatchedFolder
@@ -137,7 +160,7 @@ def watch(opt: argparse.Namespace, model: "Model", options: "SearchOptions", bat
 
     ours = [Path(path) for path in (opt.vis_dir, opt.output) if path]
     folder = WatchedFolder(opt.image_folder, opt.recursive, ignored=ours)
-    with StopRequest() as stop, make_writer(opt, folder) as writer:
+    with StopRequest() as stop, make_writer(opt, folder, model) as writer:
         assert writer.journal  # check_options
         folder.skip(writer.journal.rows())
         unwritten, next_time = True, 0.0
@@ -166,15 +189,23 @@ def check_options(opt: argparse.Namespace) -> None:
     Raises:
         InputError: two options exclude each other.
     """
+    if opt.pictures and (opt.image_folder or opt.input_h5 or opt.input_json):
+        raise InputError(
+            f"{opt.pictures[0]} is named besides --image_folder or a dataset", expected="one source of pictures"
+        )
     if opt.image_folder and (opt.input_h5 or opt.input_json):
         raise InputError("--image_folder and --input_h5/--input_json exclude each other", expected="one of them")
     if bool(opt.input_h5) != bool(opt.input_json):
         raise InputError("--input_h5 and --input_json belong together", expected="both, or neither")
     if opt.coco_json and not opt.image_folder:
         raise InputError("--coco_json lists files by name only", remedy="say where they are with --image_folder")
-    if opt.write_txt and not opt.image_folder:
-        raise InputError("--write_txt writes beside photos", remedy="name their folder with --image_folder")
-    if opt.language_eval and opt.image_folder and not opt.references:
+    if opt.write_txt and not (opt.pictures or opt.image_folder):
+        raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
+    from captioner.data.listing import is_address
+
+    if opt.write_txt and any(map(is_address, opt.pictures)):
+        raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
+    if opt.language_eval and (opt.pictures or opt.image_folder) and not opt.references:
         raise InputError("--language_eval needs known captions", remedy="name a file of them with --references")
     if opt.references and not opt.language_eval:
         raise InputError("--references are for scoring", remedy="add --language_eval 1")
@@ -196,6 +227,8 @@ def title_of(opt: argparse.Namespace) -> str:
     """What the page is called: the folder's name, or the split's."""
     if opt.image_folder:
         return Path(opt.image_folder).resolve().name
+    if opt.pictures:
+        return Path(opt.pictures[0]).resolve().name if len(opt.pictures) == 1 else "Photos"
     return f"{opt.split} split" + (f" of {Path(opt.input_json).stem}" if opt.input_json else "")
 
 
@@ -207,9 +240,13 @@ def dumps_page(opt: argparse.Namespace) -> bool:
 def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     """The pictures the options ask for."""
     from captioner.data.dataset import Dataset
+    from captioner.inference.inputs import open_inputs
     from captioner.inference.load import require_same_vocabulary
     from captioner.inference.sources import open_coco_list, open_folder, open_split
 
+    if opt.pictures:
+        limit = -1 if opt.num_images is None else opt.num_images
+        return open_inputs(opt.pictures, opt.recursive, limit, sys.stdin.buffer)
     if opt.image_folder:
         limit = -1 if opt.num_images is None else opt.num_images
         if opt.coco_json:
@@ -221,7 +258,8 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     )
     if not (h5 and described) or not opt.model:
         raise InputError(
-            "no pictures to caption", remedy="give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE"
+            "no pictures to caption",
+            remedy="name photos or a folder (or give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE)",
         )
     dataset = Dataset.open(h5, described)
     require_same_vocabulary([(opt.model[0], model.vocab), (described, dataset.vocab)])
@@ -236,7 +274,7 @@ def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Mod
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 
-def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
+def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "CaptionWriter":
     """What is to happen to the captions."""
     from captioner.metrics.pairing import Reference, read_references
     from captioner.model.checkpoint import BUNDLED_MODEL
@@ -251,8 +289,13 @@ def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
         page=Path(opt.vis_dir) if dumps_page(opt) else None,
         copy_pictures=opt.dump_images,
         album=Path(opt.share) if opt.share else None,
-        about={"title": title_of(opt), "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL])},
+        about={
+            "title": title_of(opt),
+            "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL]),
+            "image_mode": model.image_mode,
+        },
         sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
+        overwrite=opt.overwrite,
     )
     run = run_name(opt, source)
     return CaptionWriter(
@@ -266,9 +309,9 @@ def make_writer(opt: argparse.Namespace, source: "Source") -> "CaptionWriter":
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images."""
-    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share"}
+    ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
-    text = json.dumps([options, source.fingerprint()], sort_keys=True)
+    text = json.dumps([options, source.identity()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

@@ -9,12 +9,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from captioner import __version__
 from captioner.errors import InputError, printable
+from captioner.runtime import outputs
 from captioner.runtime.streams import LogFormatter, guarded_streams
 
 _OPTION = re.compile(r"^--?([A-Za-z][\w-]*)(=.*)?$", re.DOTALL)
@@ -92,6 +93,26 @@ temperature = Range(float, 1e-4, 1e4)
 exponent = Range(float, 0, 100)
 
 
+# Options that name one file to write, with what they may replace (for --output by command; nothing named: whatever is
+# ours). Files that any other option names are inputs, which no output replaces (runtime/outputs.py).
+FILES_TO_WRITE: dict[str, tuple[str, ...]] = {
+    "output": (),
+    "output_json": ("dataset",),
+    "output_h5": ("dataset",),
+    "mean_image": ("mean image",),
+    "share": ("page",),
+    "srt": (),
+}
+OUTPUTS_OF = {
+    "caption-prepro": ("check",),
+    "caption-eval": ("captions",),
+    "caption-score": ("scores", "captions"),
+    "caption-convert": ("model",),
+}
+NO_INPUTS = ("resume", "start_from", "id")  # a training keeps the model that it starts from under another name
+ONLY_LOOKED_AT = {"check": ("output_json", "output_h5")}  # a switch, and what is not written with it
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one spelling of options: `--a_b`, `--a-b` and `-a_b` mean the same; no abbreviations.
 
@@ -107,9 +128,28 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(self.normalise(sys.argv[1:] if args is None else args), namespace)
+        loose = next((action.dest for action in self._get_positional_actions() if action.nargs == "*"), None)
+        if loose and not any(_OPTION.match(argument) for argument in unknown):
+            getattr(parsed, loose).extend(unknown)  # argparse takes those before the first option only
+            unknown = []
         if unknown:
             self.error(self._about_unknown(unknown[0]))
+        self._take_note_of_files(vars(parsed))
         return parsed
+
+    def _take_note_of_files(self, options: Mapping[str, Any]) -> None:
+        """Whatever an option names is an input, but for those that name outputs or folders of this program."""
+        idle = [name for switch, names in ONLY_LOOKED_AT.items() if options.get(switch) for name in names]
+        written = {
+            f"--{name}": outputs.Output(options[name], kinds or OUTPUTS_OF.get(self.prog, ()))
+            for name, kinds in FILES_TO_WRITE.items()
+            if options.get(name) not in (None, "", "-") and name not in idle
+        }
+        read: list[str] = []
+        for name, value in options.items():
+            if name not in FILES_TO_WRITE and name not in NO_INPUTS:
+                read += [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        outputs.begin(read, written, bool(options.get("overwrite")))
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, and exit code 2."""
@@ -181,6 +221,13 @@ def _short(text: str) -> str:
     return repr(text) if len(text) <= 60 else repr(text[:57]) + "..."
 
 
+def add_overwrite(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The option of commands that write a file of the user's choice."""
+    group.add_argument(
+        "--overwrite", type=flag, default="0", help="replace existing files that are not of this program"
+    )
+
+
 def add_precision(group: argparse._ArgumentGroup) -> None:
     """The option of commands that run a finished CNN."""
     group.add_argument(
@@ -206,6 +253,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
         logging.raiseExceptions = False  # a stderr that is full must not end a command
         try:
+            outputs.check_outputs()
             code = body() or 0
             sys.stdout.flush()
             return code
@@ -230,6 +278,8 @@ def run(command: str, body: Callable[[], int | None]) -> int:
             problem = InputError(
                 reason, remedy=remedy if "CUDA" in reason else "close what else uses it, or ask for less"
             )
+        finally:
+            outputs.begin()
         _forget_stdout()
         _say(f"{command}: error: {problem}")
         return 1

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.options import Parser, flag, non_negative, run, seed_number, words, workers
+from captioner.cli.options import Parser, add_overwrite, flag, non_negative, run, seed_number, words, workers
+from captioner.data.image_mode import IMAGE_MODES
+from captioner.data.tokenizers import TOKENIZERS
 from captioner.errors import InputError
 
 
@@ -45,14 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer",
         default="ascii",
-        choices=("ascii", "unicode", "ptb"),
+        choices=TOKENIZERS,
         help="how captions become words: ascii is the original's rule (tshirt), unicode is for any language, ptb is how"
         " scores read them (t-shirt)",
     )
     p.add_argument(
         "--image_mode",
         default="squash",
-        choices=("squash", "crop", "pad"),
+        choices=IMAGE_MODES,
         help="what becomes of pictures that are no squares: squash changes their aspect as the original does, crop"
         " keeps the middle, pad adds a border; models trained on them do the same to the pictures they caption",
     )
@@ -61,14 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", default=True, type=flag, help="continue an interrupted run")
     p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
     p.add_argument("--check", default=False, type=flag, help="only look and report, write no dataset")
+    p.add_argument("--view", default="", metavar="FOLDER", help="look, as --check 1, and write a page of what is there")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     p.add_argument("--mean_image", default="", help="with --check 1: write the mean of all pictures to this PNG file")
+    add_overwrite(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
-    return run("caption-prepro", lambda: _check(opt) if opt.check else _prepare(opt))
+    return run("caption-prepro", lambda: _check(opt) if opt.check or opt.view else _prepare(opt))
 
 
 def _prepare(opt: argparse.Namespace) -> None:
@@ -106,16 +110,11 @@ def _prepare(opt: argparse.Namespace) -> None:
 
 def _check(opt: argparse.Namespace) -> None:
     """What --check does: read everything, report, write no dataset."""
-    from captioner.data.check import check, is_report, report_text
-    from captioner.data.pixel_statistics import PixelStatistics, is_mean_image, write_mean_image
-    from captioner.data.prepare import require_replaceable
+    from captioner.data.check import check, report_text
+    from captioner.data.pixel_statistics import PixelStatistics, write_mean_image
     from captioner.data.statistics import unk_hint
     from captioner.runtime.files import atomic_write
 
-    if opt.output:
-        require_replaceable(Path(opt.output), opt.input_json, is_report, "report of --check 1")
-    if opt.mean_image:
-        require_replaceable(Path(opt.mean_image), opt.input_json, is_mean_image, "mean image of --check 1")
     pixels = PixelStatistics()
     report = check(
         opt.input_json,
@@ -138,9 +137,30 @@ def _check(opt: argparse.Namespace) -> None:
             json.dump(report, stream, indent=1)
     if opt.mean_image and report["readable"]:
         write_mean_image(opt.mean_image, pixels)
+    if opt.view and report["readable"]:
+        print(f"page        {_write_page(opt, report)} (open it by double click)")
     if not report["readable"]:
         without = len(report["unreadable"]) + len(report["without_captions"])
         raise InputError(f"{', '.join(opt.input_json)}: none of its {without} pictures can be used")
+
+
+def _write_page(opt: argparse.Namespace, report: dict[str, Any]) -> Path:
+    """What --view does after the look."""
+    from captioner.data.captioned import read_captioned
+    from captioner.output.dataset_page import write_dataset_page
+
+    pictures, _ = read_captioned(opt.input_json, opt.images_root, opt.tokenizer)
+    return write_dataset_page(
+        Path(opt.view),
+        pictures,
+        report,
+        title=", ".join(Path(name).resolve().name for name in opt.input_json),
+        num_val=opt.num_val,
+        num_test=opt.num_test,
+        word_count_threshold=opt.word_count_threshold,
+        tokenizer=opt.tokenizer,
+        seed=opt.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.cli.options import (
     Parser,
     Range,
+    add_overwrite,
     add_precision,
     flag,
     gpu_number,
@@ -38,6 +39,7 @@ def build_parser() -> Parser:
         "`metrics`; what cannot run is skipped. Or, with --images and --captions: log p(caption | image).",
     )
     p.add_argument("--output", metavar="S.json", help="also write the scores here")
+    add_overwrite(p)
     g = p.add_argument_group("against references")
     g.add_argument("--predictions", metavar="P.json", help="[{image_id or file_name, caption}, ..]")
     g.add_argument("--references", metavar="R.json", help="COCO annotations or any raw data")
@@ -45,6 +47,9 @@ def build_parser() -> Parser:
     g.add_argument("--tokenizer", choices=("python", "ptb"), default="python", help="ptb: coco-caption's own")
     g.add_argument("--per_caption", type=flag, default="0", help="scores of each caption, worst first, or in --output")
     g.add_argument("--compare", metavar="OTHER.json", help="predictions of another system: test the difference")
+    g.add_argument(
+        "--view", metavar="FOLDER", help="with --compare: show both on the page in this folder, side by side"
+    )
     g.add_argument("--bootstrap", type=Range(int, 1, 10**6), default=1000, help="resamples for the intervals")
     g.add_argument("--df", metavar="R.json", help="references to count CIDEr's document frequencies on")
     g.add_argument("--train_captions", metavar="R.json", help="captions trained on: gives the share of novel ones")
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(against) and not any((*by_model, *opt.model)):
         return run("caption-score", lambda: _score(opt))
     if all(by_model) and not any(against):
-        return run("caption-score", lambda: _judge(opt))
+        return run("caption-score", lambda: _rate(opt))
     return p.error("give --predictions with --references, or --images with --captions")
 
 
@@ -82,7 +87,10 @@ def _score(opt: argparse.Namespace) -> None:
     from captioner.metrics.pairing import join, read_predictions, read_references
     from captioner.metrics.scored import describe_scores, score_pairs
     from captioner.metrics.significance import compare
+    from captioner.output.comparison import write_comparison
 
+    if opt.view and not opt.compare:
+        raise InputError("--view shows two systems side by side", remedy="name the other one with --compare")
     metrics = _metrics(opt.metrics)
     references = read_references(opt.references)
     df_references = [reference.captions for reference in read_references(opt.df)] if opt.df else None
@@ -110,6 +118,11 @@ def _score(opt: argparse.Namespace) -> None:
         print(f"compared with {opt.compare}")
         print("\n".join(report.comparison_lines(other, comparisons)))
         written["compare"] = {"predictions": opt.compare, **report.comparison_as_json(other, comparisons)}
+        if opt.view:
+            rows_of = (report.per_caption_rows(pairs, scores), report.per_caption_rows(others, other))
+            systems = list(zip((opt.predictions, opt.compare), rows_of, strict=True))
+            address = write_comparison(Path(opt.view), systems, [known.captions for _, known in pairs])
+            print(f"side by side: {address}")
     if opt.per_caption and scores.measures:
         rows = scored.per_caption
         if opt.output:
@@ -122,7 +135,7 @@ def _score(opt: argparse.Namespace) -> None:
             stream.write("\n")
 
 
-def _judge(opt: argparse.Namespace) -> None:
+def _rate(opt: argparse.Namespace) -> None:
     """log p(caption | image) of every caption: the least fitting first to stdout, in the file's order to --output."""
     from tqdm import tqdm
 

@@ -21,9 +21,11 @@ from captioner.cli.options import (
     proper_share,
     seed_number,
     small_size,
+    temperature,
     width,
     workers,
 )
+from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS
 from captioner.training.options import CNN_RULES, RULES, Schedule, TrainingOptions
 from captioner.training.presets import PRESETS
 
@@ -72,7 +74,7 @@ def build_parser() -> Parser:
     model.add_argument("--drop_prob_lm", type=proper_share, help="dropout in the language model")
     model.add_argument(
         "--decoder",
-        choices=("lstm", "attention"),
+        choices=DECODERS,
         help="lstm: the original's, which sees the image once; attention: looks at the 7x7 grid for every word",
     )
     model.add_argument(
@@ -82,12 +84,12 @@ def build_parser() -> Parser:
     model.add_argument("--drop_prob_features", type=proper_share, help="attention: dropout of the grid")
     model.add_argument(
         "--cnn_layer",
-        choices=("fc7", "pool5"),
+        choices=CNN_LAYERS,
         help="image feature: fc7, or mean of the last convolution",
     )
     model.add_argument(
         "--cnn_pixels",
-        choices=("caffe", "torchvision"),
+        choices=PIXELS,
         help="pixel convention of the weights; by default what the kind of file implies",
     )
     optim = p.add_argument_group("optimisation")
@@ -99,6 +101,15 @@ def build_parser() -> Parser:
     optim.add_argument("--finetune_cnn_after", type=never_or_from, help="iteration to start training the CNN; -1 never")
     optim.add_argument("--finetune_cnn_layers", type=Range(int, 1, 5), help="first convolution block to fine-tune")
     optim.add_argument("--seq_per_img", type=small_size, help="captions per image and iteration")
+    optim.add_argument(
+        "--self_critical_after",
+        type=never_or_from,
+        help="iteration from which captions are sampled and rewarded by CIDEr-D (Rennie et al. 2017); -1 never. Best "
+        "in a run of its own: 0, with --start_from and a lower --learning_rate",
+    )
+    optim.add_argument("--self_critical_samples", type=small_size, help="captions sampled per image")
+    optim.add_argument("--self_critical_temperature", type=temperature, help="of the softmax they are drawn from")
+    optim.add_argument("--self_critical_bleu", type=factor, help="weight of BLEU-4 in the reward, beside CIDEr-D")
     optim.add_argument("--optim", choices=RULES, help="update rule of the language model")
     optim.add_argument("--learning_rate", type=positive_factor, help="learning rate of the language model")
     optim.add_argument("--learning_rate_decay_start", type=never_or_from, help="iteration to start decaying; -1 never")

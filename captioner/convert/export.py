@@ -11,7 +11,7 @@ from torch import Tensor
 from captioner.convert.torchvision import PIXELS_KEY
 from captioner.errors import InputError
 from captioner.model.checkpoint import Checkpoint, StorageType, save_checkpoint
-from captioner.model.encoder import Pixels
+from captioner.model.choices import Pixels
 from captioner.runtime.files import atomic_write
 
 FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16}

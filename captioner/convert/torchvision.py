@@ -15,15 +15,8 @@ from torch import Tensor
 from captioner.convert.caffe import read_caffemodel
 from captioner.errors import InputError
 from captioner.model.checkpoint import load_plain
-from captioner.model.encoder import (
-    CONV_NAMES,
-    FC_NAMES,
-    LAST_GRID,
-    VGG16_FC_WIDTH,
-    VGG16_WIDTHS,
-    CnnLayer,
-    Pixels,
-)
+from captioner.model.choices import PIXELS, CnnLayer, Pixels
+from captioner.model.encoder import CONV_NAMES, FC_NAMES, LAST_GRID, VGG16_FC_WIDTH, VGG16_WIDTHS
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +96,7 @@ def _recorded_pixels(state: Arrays) -> Pixels | None:
     metadata: Any = getattr(state, "_metadata", None)
     module = metadata.get("") if isinstance(metadata, dict) else None
     pixels = module.get(PIXELS_KEY) if isinstance(module, dict) else None
-    return pixels if pixels in ("caffe", "torchvision") else None
+    return pixels if pixels in PIXELS else None
 
 
 def _check(source: str, state: Arrays, cnn_layer: CnnLayer, pixels: Pixels) -> CnnWeights:

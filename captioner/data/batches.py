@@ -96,6 +96,7 @@ class TrainingBatches:
         seq_per_img: S, captions per image.
         features: float (images of the dataset, crops, F); if given, batches carry features instead of pixels.
         share: this process's rows of each batch, as a function of the batch size.
+        all_captions_from: from this batch on images bring all of their captions; None: never.
 
     Raises:
         InputError: this process would have no rows.
@@ -112,9 +113,11 @@ class TrainingBatches:
         shuffle: bool,
         features: np.ndarray | None = None,
         share: Callable[[int], range] = range,
+        all_captions_from: int | None = None,
     ) -> None:
         self.dataset, self.indices, self.batch_size, self.seq_per_img = dataset, indices, batch_size, seq_per_img
         self.seed, self.shuffle, self.features, self.share = seed, shuffle, features, share
+        self.all_captions_from = all_captions_from
         self._orders: dict[int, np.ndarray] = {}
         if not share(batch_size):
             raise InputError(
@@ -148,6 +151,8 @@ class TrainingBatches:
         # Everything random is drawn for the whole batch before sharing it out: the same for any number of processes.
         offsets = rng.integers(0, MAX_CROP_OFFSET + 1, size=(len(indices), 2))
         captions = [self._choose_captions(int(index), rng) for index in indices]
+        if self.all_captions_from is not None and number >= self.all_captions_from:
+            captions = [self.dataset.captions_of(int(index)) for index in indices]
         crops = rng.integers(0, self.features.shape[1] if self.features is not None else 1, size=len(indices))
         rows = list(self.share(len(indices)))
         indices = indices[rows]
@@ -155,7 +160,7 @@ class TrainingBatches:
             info=[self.dataset.info[i] for i in indices],
             positions=rows,
             labels=torch.from_numpy(np.concatenate([captions[row] for row in rows]).astype(np.int64)),
-            image_of_caption=torch.arange(len(rows)).repeat_interleave(self.seq_per_img),
+            image_of_caption=torch.repeat_interleave(torch.tensor([len(captions[row]) for row in rows])),
         )
         if self.features is not None:
             batch.features = torch.from_numpy(self.features[indices, crops[rows]].astype(np.float32))

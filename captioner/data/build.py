@@ -26,6 +26,7 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.images import READING_RULES
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, cannot_write
+from captioner.runtime.quantities import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def require_disk_space(h5_path: Path, num_images: int, num_captions: int, max_le
     free = shutil.disk_usage(h5_path.parent).free + (partial.stat().st_size if partial.exists() else 0)
     if needed > free:
         raise InputError(
-            f"{h5_path}: {num_images:,} images need {_readable(needed)}, but only {_readable(free)} are free",
+            f"{h5_path}: {num_images:,} images need {bytes_text(needed)}, but only {bytes_text(free)} are free",
             remedy="free some space, or name another disk with --output_h5",
         )
 
@@ -221,10 +222,6 @@ def dataset_bytes(num_images: int, num_captions: int, max_length: int) -> int:
     """Size of a dataset on disk, h5 and json together, in bytes (rounded up)."""
     per_caption = 4 * max_length + 4 + 60  # labels, length, and the sentence itself in the json
     return IMAGE_OFFSET + num_images * (IMAGE_BYTES + 8 + 120) + num_captions * per_caption + 2**16
-
-
-def _readable(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _signature(path: str) -> tuple[int, int] | tuple[None, None]:

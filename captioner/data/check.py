@@ -1,6 +1,5 @@
 """A look at pictures and captions before a dataset is made of them: what cannot be used, what is there twice, words."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from captioner.data.pixel_statistics import PixelStatistics
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words, describe, statistics
 from captioner.data.vocabulary import Vocab
+from captioner.runtime.quantities import bytes_text
 
 # For the estimate, as measured on Linux (bench/prepro.py).
 _MEMORY_PER_PROCESS = 180_000_000
@@ -101,15 +101,6 @@ def check(
     }
 
 
-def is_report(path: Path) -> bool:
-    """Whether a file holds what `check` returns."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"readable", "unreadable", "statistics"} <= content.keys()
-
-
 def report_text(report: dict[str, Any], max_length: int) -> str:
     """The report to read."""
     lines: list[str] = []
@@ -150,7 +141,7 @@ def report_text(report: dict[str, Any], max_length: int) -> str:
         )
         lines.append(f"pixels      mean of red, green, blue {mean}; standard deviation {deviation} (0 to 255)")
     lines.append(
-        f"to prepare  {estimate['dataset_bytes'] / 1e9:.2f} GB on disk, {estimate['memory_bytes'] / 1e9:.1f} GB of"
+        f"to prepare  {bytes_text(estimate['dataset_bytes'])} on disk, {bytes_text(estimate['memory_bytes'])} of"
         f" memory, about {max(1, round(estimate['seconds'])):,} s ({estimate['images_per_second']:,.0f} images/s)"
     )
     return "\n".join(lines)

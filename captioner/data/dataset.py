@@ -21,6 +21,7 @@ from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.images import IMAGE_SIZE
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
+from captioner.runtime.outputs import protect
 
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
@@ -67,6 +68,8 @@ class Dataset:
             InputError: a file is missing, is no such file, or the two do not belong together.
         """
         h5_path, json_path = Path(input_h5), Path(input_json)
+        protect(h5_path)
+        protect(json_path)
         vocab, info, fingerprint, image_mode = _read_json(json_path)
         with _open_h5(h5_path) as file:
             images = _member(file, h5_path, "images", 4)
@@ -175,24 +178,6 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_images": None}
-
-
-def is_dataset_h5(path: Path) -> bool:
-    """Whether a file is the h5 of a dataset."""
-    try:
-        with h5py.File(path, "r") as file:
-            return {"images", "labels"} <= file.keys()
-    except OSError:
-        return False
-
-
-def is_dataset_json(path: Path) -> bool:
-    """Whether a file is the json of a dataset."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"ix_to_word", "images"} <= content.keys()
 
 
 def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]:

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import random
 import re
 import threading
@@ -58,12 +59,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how much: retries, seconds of silence, seconds before the first retry, bytes of one file."""
+    """How long and how much: retries, seconds of silence, seconds before the first retry, bytes of one file, seconds
+    of one attempt."""
 
     retries: int = 5
     timeout: float = 30.0
     pause: float = 1.0
     max_bytes: int = 2**29
+    max_seconds: float = math.inf
 
 
 _USUAL = Limits()
@@ -351,6 +354,8 @@ def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Li
             seconds = time.monotonic() - began
             if seconds > limits.timeout and received < seconds * _MIN_BYTES_PER_SECOND:
                 raise Failure(f"too slow: {received:,} bytes in {seconds:.0f} s", again=True)
+            if seconds > limits.max_seconds:
+                raise Failure(f"not complete after {seconds:.0f} s", again=False)
     if expected is not None and start + received < expected:
         raise Failure(f"cut off after {start + received:,} of {expected:,} bytes", again=True)
 

@@ -276,6 +276,8 @@ def _cells(row: list[str], columns: dict[str, int]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, index in columns.items():
         cell = row[index].strip()
+        if re.match(r"'[=+\-@\t\r]", cell):
+            cell = cell[1:]  # the apostrophe that keeps spreadsheets from computing it (output/results.py)
         if name in ID_KEYS and re.fullmatch(r"-?[0-9]{1,18}", cell):
             fields[name] = int(cell)
         elif cell or name == "caption":

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from captioner.data.image_mode import ImageMode
 from captioner.errors import InputError
+from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,7 @@ def read_file(path: str | Path) -> bytes:
             raise InputError(f"{path}: is {_kind_of_file(status.st_mode)}, not a picture")
         if status.st_size > MAX_FILE_BYTES:
             raise InputError(
-                f"{path}: holds {status.st_size / 2**20:,.0f} MiB", expected=f"at most {MAX_FILE_BYTES // 2**20} MiB"
+                f"{path}: holds {bytes_text(status.st_size)}", expected=f"at most {bytes_text(MAX_FILE_BYTES)}"
             )
         with open(path, "rb") as stream:
             data = stream.read(status.st_size)  # no more, even if it grows

@@ -7,6 +7,14 @@ from pathlib import Path
 from captioner.data.images import has_image_suffix, starts_like_image
 from captioner.errors import InputError
 
+_LONG_SEARCH = 20_000  # files
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+
+
+def is_address(name: str) -> bool:
+    """Whether a picture is to be fetched."""
+    return _ADDRESS.match(name) is not None
+
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts img2 before img10."""
@@ -41,6 +49,21 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
             found += [Path(current, name) for name in subfolders if has_image_suffix(name)]
             subfolders.clear()
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def find_in_subfolders(folder: str | Path) -> Path | None:
+    """A picture that only a recursive listing of the folder would find, as soon as one is met; not looked for long."""
+    looked_at = 0
+    for current, subfolders, names in os.walk(folder):
+        looked_at += len(names)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if looked_at > _LONG_SEARCH:
+            return None
+        if Path(current) != Path(folder):
+            for name in names:
+                if has_image_suffix(name) and not name.startswith("._"):
+                    return Path(current, name)
+    return None
 
 
 def _is_listed(path: str) -> bool:

@@ -7,6 +7,7 @@ from PIL import Image, PngImagePlugin
 
 from captioner.data.images import IMAGE_SIZE
 from captioner.runtime.files import atomic_write
+from captioner.runtime.outputs import require_output
 
 _MARK = "mean image of caption-prepro"  # in the file, so that nobody else's is replaced
 
@@ -45,17 +46,13 @@ class PixelStatistics:
 
 
 def write_mean_image(path: str | Path, pixels: PixelStatistics) -> None:
-    """Write the mean picture as PNG."""
+    """Write the mean picture as PNG; where there is one already, it must be an earlier one.
+
+    Raises:
+        InputError: something else is there, or the file cannot be written.
+    """
+    require_output(path, ["mean image"])
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", _MARK)
-    with atomic_write(path) as stream:
+    with atomic_write(path, pictures=True) as stream:
         Image.fromarray(pixels.mean_image().transpose(1, 2, 0)).save(stream, "PNG", pnginfo=info)
-
-
-def is_mean_image(path: Path) -> bool:
-    """Whether a file was written by `write_mean_image`."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == _MARK
-    except (OSError, ValueError, SyntaxError):
-        return False

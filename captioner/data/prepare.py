@@ -2,14 +2,13 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from captioner.data.build import PartialPixels, fill, require_disk_space
 from captioner.data.captioned import CaptionedPicture, read_captioned
-from captioner.data.dataset import is_dataset_h5, is_dataset_json
 from captioner.data.dataset_writer import encode_labels, fingerprint_of, finish_h5, write_dataset_json
 from captioner.data.decode_pool import available_cpus
 from captioner.data.image_mode import ImageMode
@@ -18,6 +17,7 @@ from captioner.data.statistics import count_words, statistics
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.runtime.files import require_writable_folder
+from captioner.runtime.outputs import require_output
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def prepare(
         InputError: an input or an option is at fault, or the disk is full.
     """
     inputs, images_roots = _names(input_json), _names(images_root)
-    h5_path, json_path = _output_paths(output_h5, output_json, inputs)
+    h5_path, json_path = _output_paths(output_h5, output_json)
     pictures, findings = read_captioned(inputs, images_roots, tokenizer)
     for line in findings.lines():
         log.warning("%s", line)
@@ -144,29 +144,12 @@ def _info(picture: CaptionedPicture, split: str, with_source: bool) -> dict[str,
     return info
 
 
-def _output_paths(output_h5: str | Path, output_json: str | Path, inputs: Sequence[str]) -> tuple[Path, Path]:
+def _output_paths(output_h5: str | Path, output_json: str | Path) -> tuple[Path, Path]:
     """Where the dataset goes, proven to be writable, and to replace nothing but an older dataset."""
     h5_path, json_path = Path(output_h5), Path(output_json)
     if os.path.realpath(h5_path) == os.path.realpath(json_path):
         raise InputError(f"--output_h5 and --output_json are both {h5_path}", expected="two files")
     for path in (h5_path, json_path):
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder", expected="the name of a file")
+        require_output(path, ["dataset"])
         require_writable_folder(path.parent, "the dataset")
-    require_replaceable(h5_path, inputs, is_dataset_h5, "dataset")
-    require_replaceable(json_path, inputs, is_dataset_json, "dataset's json")
     return h5_path, json_path
-
-
-def require_replaceable(path: Path, inputs: Sequence[str], is_ours: Callable[[Path], bool], what: str) -> None:
-    """An output may replace an older output of this command, told by its content, and nothing else.
-
-    Raises:
-        InputError: it is an input, or a file of another kind.
-    """
-    if not path.exists():
-        return
-    if any(Path(one).exists() and path.samefile(one) for one in inputs):
-        raise InputError(f"{path}: is the input, which the output would overwrite", remedy="name another output")
-    if not path.is_file() or not is_ours(path):
-        raise InputError(f"{path}: is there already and is no {what}", remedy="name another output, or move it away")

@@ -8,6 +8,11 @@ from captioner.errors import InputError
 UNK = "UNK"
 
 
+def end_id_of(vocab_size: int) -> int:
+    """V+1: END as a target, START as an input."""
+    return vocab_size + 1
+
+
 class Vocab:
     """The words a model knows. Ids are 1-based: word k is `words[k - 1]`; 0 is padding, V+1 is START and END.
 
@@ -67,7 +72,7 @@ class Vocab:
     @property
     def end_id(self) -> int:
         """V+1: END as a target, START as an input."""
-        return len(self.words) + 1
+        return end_id_of(len(self.words))
 
     @property
     def ix_to_word(self) -> dict[str, str]:

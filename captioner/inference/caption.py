@@ -26,7 +26,7 @@ class Caption:
         image_id: of the picture: what a dataset says, else its number as text, from "1".
         abstained: the confidence is below the least that was asked for.
         heat: where asked for, a map per word of where the model looked: 7×7 uint8 row by row, over the inner 224×224
-            of the picture squashed to 256×256; 255 is the hottest cell of that word.
+            of the picture as 256×256; 255 is the hottest cell of that word.
     """
 
     text: str

@@ -11,7 +11,7 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
-from captioner.runtime.precision import prepare_for_inference
+from captioner.runtime.precision import keep_float32, prepare_for_inference
 
 
 class Captioner:
@@ -43,6 +43,7 @@ class Captioner:
         if dtype == torch.bfloat16 and can_pack(device):
             for decoder in self.decoders:
                 decoder.pack()
+        keep_float32(dtype)
         prove_for_search(device)
         int8 = any(isinstance(model.encoder.features, Int8Convolutions) for model in self.models)
         self.arithmetic = arithmetic(dtype, device, int8=int8)

@@ -13,7 +13,7 @@ from captioner.data.batches import Batch, dataset_batches, file_batches
 from captioner.data.dataset import Dataset
 from captioner.data.image_like import ImageLike, file_name_of
 from captioner.data.image_mode import ImageMode
-from captioner.data.listing import list_images
+from captioner.data.listing import find_in_subfolders, list_images
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
 
@@ -46,7 +46,7 @@ class Source(Images, Protocol):
         """The known captions, of the images that have any."""
         ...
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """The same for the same images in the same order."""
         ...
 
@@ -70,10 +70,14 @@ class ImageList:
 
 
 class FileSource:
-    """Image files with their info (id, file_path)."""
+    """Image files with their info (id, file_path).
 
-    def __init__(self, files: Sequence[tuple[Path, dict[str, Any]]]) -> None:
-        self.files = files
+    Args:
+        keep: what must not be thrown away before the files are: their temporary folder.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, dict[str, Any]]], keep: object = None) -> None:
+        self.files, self.keep = files, keep
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,7 +93,7 @@ class FileSource:
     def references(self) -> list[Reference]:
         return []  # files come without captions
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         return _digest(info["file_path"] for _, info in self.files)
 
 
@@ -130,7 +134,7 @@ class SplitSource:
                 known.append(Reference(info.get("id", position + 1), info.get("file_path"), captions))
         return known
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         return _digest(json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
 
 
@@ -141,11 +145,14 @@ def open_folder(folder: str, recursive: bool, limit: int) -> FileSource:
         InputError: no such folder, or no image in it.
     """
     paths = list_images(folder, recursive)
+    deeper = None if recursive else find_in_subfolders(folder)
     if not paths:
         raise InputError(
-            f"{folder}: no image files in this folder",
-            remedy="" if recursive else "give --recursive 1 if they are in subfolders",
+            f"{folder}: no image files in this folder" + (f", but in its subfolders ({deeper})" if deeper else ""),
+            remedy="give --recursive to take those" if deeper else "",
         )
+    if deeper:
+        log.info("%s: pictures in subfolders (%s) are left out; --recursive takes them, too", folder, deeper)
     files = [
         (path, {"id": str(number), "file_path": path.relative_to(folder).as_posix()})
         for number, path in enumerate(paths, start=1)
@@ -191,5 +198,5 @@ def open_split(dataset: Dataset, split: str, image_root: str, limit: int) -> Spl
 def _digest(names: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=10)
     for name in names:
-        digest.update(name.encode() + b"\0")
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

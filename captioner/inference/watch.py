@@ -84,7 +84,7 @@ class WatchedFolder:
     def references(self) -> list[Reference]:
         return []
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         return hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=10).hexdigest()
 
     def arrivals(self, stopped: Callable[[], bool], at_most: int) -> Iterator[list[int]]:

@@ -161,6 +161,18 @@ class _Bleu:
         return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
 
+def sentence_bleu(correct: Sequence[int], length: int, closest: int) -> float:
+    """BLEU of one caption.
+
+    Args:
+        correct: per order, how many of its n-grams are in a reference, each no oftener than in one of them.
+        length: its words.
+        closest: the length of the reference closest to it.
+    """
+    guessed = [max(length - order, 0) for order in range(len(correct))]
+    return float(_Bleu(len(correct))(np.array([*correct, *guessed, length, closest], np.float64)))
+
+
 def cider(table: NgramTable) -> Measure:
     """CIDEr-D (as coco-caption, scaled by 10): tf-idf cosine with clipped counts and a length penalty."""
     n, num_references = table.num_images, len(table.reference_document)

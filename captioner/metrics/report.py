@@ -67,8 +67,14 @@ def per_caption_rows(pairs: Sequence[Pair], scores: Scores) -> list[dict[str, An
 
 def worst_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of `per_caption_rows` by rising CIDEr, or by what stands in for it."""
-    by = next(name for name in _WORST_BY if name in rows[0])
+    by = worst_by(rows)
+    assert by
     return sorted(rows, key=lambda row: row[by])
+
+
+def worst_by(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The score by which single captions are best compared; None where there is none."""
+    return next((name for name in _WORST_BY if rows and name in rows[0]), None)
 
 
 def as_json(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner.data.vocabulary import end_id_of
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
@@ -150,7 +151,7 @@ class AttentionDecoder(nn.Module):
         super().__init__()
         assert rnn_size % heads == 0
         self.vocab_size = vocab_size
-        self.end_id = vocab_size + 1
+        self.end_id = end_id_of(vocab_size)
         self.heads = heads
         self.drop_prob, self.drop_prob_words = drop_prob, drop_prob_words
         # As the output layer the embedding wants small values, as the input of an LSTM values of about 1.

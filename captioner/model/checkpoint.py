@@ -35,6 +35,7 @@ class TrainingRecord:
     val_lang_stats_history: dict[int, dict[str, float]] = field(default_factory=dict)
     val_predictions: list[dict[str, Any]] = field(default_factory=list)
     best_score: float | None = None
+    reward_history: dict[int, float] = field(default_factory=dict)  # of self-critical training
 
 
 @dataclass
@@ -118,6 +119,7 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
             f"{path}: checkpoint format {content['format_version']!r}",
             expected=f"format {' or '.join(map(str, FORMAT_VERSIONS))}",
         )
+    content = {"reward_history": {}, **content}  # which files of earlier versions do not have
     missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
     if missing:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}", remedy="it is damaged or incomplete")

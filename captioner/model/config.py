@@ -2,19 +2,25 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.errors import InputError
-from captioner.model.encoder import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
-
-DecoderKind = Literal["lstm", "attention"]
+from captioner.model.choices import (
+    CNN_LAYERS,
+    DECODERS,
+    PIXELS,
+    VGG16_FC_WIDTH,
+    VGG16_WIDTHS,
+    CnnLayer,
+    DecoderKind,
+    Pixels,
+)
 
 CHOICES = {
-    "cnn_layer": get_args(CnnLayer),
-    "cnn_pixels": get_args(Pixels),
+    "cnn_layer": CNN_LAYERS,
+    "cnn_pixels": PIXELS,
     "image_mode": IMAGE_MODES,
-    "decoder": get_args(DecoderKind),
+    "decoder": DECODERS,
 }
 # Fields that version 1 of the checkpoint format did not have; its models have their default values.
 OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_features")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner.data.vocabulary import end_id_of
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.end_id = vocab_size + 1
+        self.end_id = end_id_of(vocab_size)
         self.drop_prob = drop_prob
         # from_pretrained, for the constructor would draw initial values only to have them drawn again below.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size + 1, encoding_size), freeze=False)
@@ -115,7 +116,9 @@ class Decoder(nn.Module):
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
         order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
-        inputs = torch.cat([encodings[image_of_caption[order]], self.embedding(tokens - 1)])
+        # By two steps: the gradients of an image's captions add up in the captions' order, as they always have.
+        images = encodings[image_of_caption][order]
+        inputs = torch.cat([images, self.embedding(tokens - 1)])
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)
         hidden = dropout(hidden, self.drop_prob, self.training)

@@ -5,17 +5,13 @@ E encoding size.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CnnLayer = Literal["fc7", "pool5"]
-Pixels = Literal["caffe", "torchvision"]
+from captioner.model.choices import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 
-VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-VGG16_FC_WIDTH = 4096
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
 LAST_GRID = 7  # 224 pixels halved five times
 GRID_SCALE = 0.36  # brings the roots of pool5's activations (up to about 11) to what 8 bits of 1/64 hold

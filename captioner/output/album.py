@@ -22,6 +22,7 @@ from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.page import page_folder
 from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.quantities import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,8 @@ def require_album(target: Path, num_pictures: int) -> None:
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{target}: an album is a page", expected="a name that ends in .html")
     require_writable_folder(target.parent, "the album")
-    log.info(
-        "%s will have up to %.1f MB for %s pictures", target, expected_size(num_pictures) / 1e6, f"{num_pictures:,}"
-    )
+    size = bytes_text(expected_size(num_pictures))
+    log.info("%s will have up to %s for %s pictures", target, size, f"{num_pictures:,}")
 
 
 def expected_size(num_pictures: int) -> int:

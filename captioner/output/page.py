@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from PIL import Image
 
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
+from captioner.output.manifest import Manifest
 from captioner.output.results import Row, write_results
 from captioner.output.rows import PictureRow
 from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.outputs import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ LONGEST_SIDE = 800  # pixels; what a page needs, and 100,000 of them still fit o
 JPEG_QUALITY = 85
 COPIES_AT_ONCE = 8
 DATA_SCRIPT = ".json.js"
+DATA_FILES = ("vis.json", "scores.json", "about.json")
 EXIF_ORIENTATION = 0x0112
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -70,15 +73,33 @@ class VisWriter:
     """Fills the page's folder: pictures as they come, the rows at the end. Holds nothing but the pictures' names.
 
     Args:
-        folder: created if needed; other files in it stay.
+        folder: created if needed; files in it that are not ours stay.
+        overwrite: whether files that are not ours may be replaced.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or has files of others where ours go.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, overwrite: bool = False) -> None:
         self.folder = require_writable_folder(folder, "the page")
         self._names: set[str] = set()
+        self._manifest = Manifest(self.folder, overwrite)
+        pictures = [path.name for path in (self.folder / "imgs").glob("*") if path.name.lower().startswith("img")]
+        self._manifest.require_ours(name for name in self._fixed_names() if not self._is_page(name))
+        self._manifest.require_ours(f"imgs/{name}" for name in sorted(pictures))
+
+    def _fixed_names(self) -> list[str]:
+        return [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in page_files())]
+
+    def _is_page(self, name: str) -> bool:
+        """Whether a file of the page, of this version or another, stands there: nothing of anybody is lost with it."""
+        path = self.folder / name
+        if not path.is_file():
+            return False
+        content = path.read_bytes()
+        return kind_of(path) in ("page", "captions") or any(
+            source.name == name and source.read_bytes() == content for source in page_files()
+        )
 
     def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[PictureRow]:
         """Copy pictures, each at most 800 pixels long, and return what their rows say about them.
@@ -96,6 +117,7 @@ class VisWriter:
         if not self._names:
             require_writable_folder(self.folder / "imgs", "the page's pictures")
         names = [self._new_name(image_id) for image_id, _ in pictures]
+        self._manifest.about_to_write(f"imgs/{name}" for name in names)
         # Waiting for the disk takes most of the time, and threads can wait together.
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
             return list(pool.map(self._copy, names, pictures))
@@ -106,7 +128,7 @@ class VisWriter:
         except InputError as error:
             log.warning("no picture on the page for image %s: %s", picture[0], error)
             return {"image": ""}
-        with atomic_write(self.folder / "imgs" / name) as stream:
+        with atomic_write(self.folder / "imgs" / name, pictures=True) as stream:
             stream.write(encoded)
         return {"image": f"imgs/{name}", "width": width, "height": height}
 
@@ -127,7 +149,8 @@ class VisWriter:
 
         Args:
             about: what the page says about the rows, all of it optional: "title", "model", "date" (ISO 8601),
-                "pictures" (False: they were left out on purpose), "training" (True: train.html has a run to show).
+                "image_mode" (the model's), "pictures" (False: they were left out on purpose), "training" (True: there
+                is a run for train.html to show).
 
         Returns:
             The path of index.html.
@@ -135,19 +158,46 @@ class VisWriter:
         Raises:
             InputError: a file cannot be written.
         """
-        write_results(self.folder / "vis.json", rows)
+        pages = [path for path in page_files() if not _is_same(path, self.folder / path.name)]
+        fixed = [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in pages)]
+        self._manifest.about_to_write(fixed)
+        shown: list[str] = []
+        write_results(self.folder / "vis.json", _noting_pictures(rows, shown))
         for name, content in (("scores.json", scores), ("about.json", about)):
             with atomic_write(self.folder / name, "w", encoding="utf-8") as stream:
                 json.dump(dict(content or {}), stream, ensure_ascii=False)
-        for name in ("vis.json", "scores.json", "about.json"):
+        for name in DATA_FILES:
             write_data_script(self.folder / name)
-        for source in page_files():
-            target = self.folder / source.name
-            if target.exists() and target.samefile(source):
-                continue  # a working copy's own vis/
-            with source.open("rb") as read, atomic_write(target) as written:
-                shutil.copyfileobj(read, written)
-        return self.folder / "index.html"
+        page = copy_page(self.folder)
+        self._manifest.finish([*fixed, *shown])
+        return page
+
+
+def copy_page(folder: Path) -> Path:
+    """Put the page's own files into a folder, and return the path of its index.html.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    for source in page_files():
+        target = folder / source.name
+        if _is_same(source, target):
+            continue
+        with source.open("rb") as read, atomic_write(target) as written:
+            shutil.copyfileobj(read, written)
+    return folder / "index.html"
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    """A working copy's own vis/ holds the page's files themselves."""
+    return target.exists() and target.samefile(source)
+
+
+def _noting_pictures(rows: Iterable[Row], shown: list[str]) -> Iterator[Row]:
+    for row in rows:
+        if row.get("image"):
+            shown.append(str(row["image"]))
+        yield row
 
 
 def safe_name(image_id: object) -> str:

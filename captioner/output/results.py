@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from captioner.errors import InputError
 from captioner.output.rows import CaptionRow
@@ -14,6 +14,7 @@ from captioner.runtime.files import atomic_write, cannot_write
 Row: TypeAlias = Mapping[str, object]  # one of `captioner.output.rows`
 
 SUFFIXES = (".json", ".jsonl", ".csv")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets take for one
 CSV_COLUMNS = ("image_id", "file_name", "caption", "logprob", "confidence")
 
 
@@ -38,7 +39,7 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
         if suffix == ".csv":
             writer = csv.DictWriter(stream, CSV_COLUMNS, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(_without_formulas(row) for row in rows)
         elif suffix == ".jsonl":
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -48,6 +49,16 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
                 stream.write(separator + json.dumps(row, ensure_ascii=False))
                 separator = ",\n"
             stream.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.readline(1000)
+
+
+def _without_formulas(row: Row) -> Row:
+    """Texts that a spreadsheet would compute get an apostrophe in front; caption-score takes it away again."""
+    return {name: f"'{text}" if isinstance(text, str) and text[:1] in FORMULA else text for name, text in row.items()}
 
 
 class Journal:
@@ -66,34 +77,51 @@ class Journal:
         self.path, self._header = path, json.dumps({"run": run}) + "\n"
         self.num_done = 0  # images dealt with by the earlier run: captioned or skipped
         try:
-            if resume and path.exists():
+            found = _first_line(path) if path.exists() else b""
+            if found and not found.startswith(b'{"run": '):
+                raise InputError(f"{path}: exists, and is no journal of this program", remedy="move it away")
+            if resume and found:
                 self._keep_whole_batches(run)
             else:
-                path.write_text(self._header, encoding="utf-8")
-            self._stream = path.open("a", encoding="utf-8")
+                with atomic_write(path, "w") as stream:
+                    stream.write(self._header)
+            self._stream = path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise cannot_write(path, error) from error
 
     def _keep_whole_batches(self, run: str) -> None:
         with self.path.open("r+b") as stream:
             whole = size = 0
-            for line in stream:
+            for number, line in enumerate(stream, start=1):
                 size += len(line)
                 if not line.endswith(b"\n"):
                     break  # the run was killed while writing it
-                entry = json.loads(line)
-                if whole == 0 and entry != {"run": run}:
+                entry = self._entry(line, number)
+                if number == 1 and entry != {"run": run}:
                     raise InputError(
                         f"{self.path}: belongs to a run with another model, other options or other images",
                         remedy="repeat that command line, or start anew without --resume",
                     )
-                if whole == 0 or "num_done" in entry:
+                if number == 1 or "num_done" in entry:
                     whole = size
                     self.num_done = entry.get("num_done", 0)
             stream.truncate(whole)
-            if whole == 0:
-                stream.seek(0)
-                stream.write(self._header.encode())
+
+    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
+        """What a whole line says: {"run": ..}, {"row": ..} or {"num_done": ..}."""
+        try:
+            entry = json.loads(line)
+            ((key, value),) = entry.items()
+            sound = {
+                "run": lambda: number == 1,
+                "row": lambda: isinstance(value["caption"], str) and isinstance(value["image_id"], int | str | None),
+                "num_done": lambda: type(value) is int and value >= self.num_done,
+            }[key]()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            raise InputError(f"{self.path}: line {number} is damaged", remedy="start anew without --resume")
+        return entry
 
     def append(self, rows: Iterable[CaptionRow], num_done: int) -> None:
         """Add the rows of a batch, after which `num_done` images of the run are dealt with."""

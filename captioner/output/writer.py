@@ -1,5 +1,6 @@
 """Everything that happens to the captions of a run: stdout, journal, page, text files, result file, scores."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.errors import InputError
+from captioner.errors import InputError, printable
 from captioner.inference.caption import Caption
 from captioner.metrics import score
 from captioner.metrics.pairing import Prediction, Reference, join
@@ -17,6 +18,8 @@ from captioner.output.results import Journal, require_known_suffix, write_result
 from captioner.output.rows import CaptionRow, caption_row
 from captioner.output.sidecars import Sidecars
 from captioner.runtime.files import require_writable_folder
+from captioner.runtime.locks import sole_run
+from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:
     from captioner.inference.run import Totals
@@ -34,8 +37,9 @@ class Destinations:
         page: the page's folder.
         copy_pictures: whether the page gets the pictures.
         album: the page as one file; needs `page` and its pictures.
-        about: what the page calls the run: "title" and "model".
+        about: what the page says about the run: "title", "model", "image_mode".
         sidecars: text files beside the photos.
+        overwrite: whether files that are not ours may be replaced on the page.
     """
 
     output: Path | None = None
@@ -44,6 +48,7 @@ class Destinations:
     album: Path | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     sidecars: Sidecars | None = None
+    overwrite: bool = False
 
 
 class CaptionWriter:
@@ -69,17 +74,22 @@ class CaptionWriter:
         references: Callable[[], list[Reference]] | None,
     ) -> None:
         self.source, self.to, self.references = source, destinations, references
-        journal_path = None
-        if self.to.page:
-            journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
         if self.to.output:
             require_known_suffix(self.to.output)
-            require_writable_folder(self.to.output.parent, "results")
-            journal_path = self.to.output.with_name(self.to.output.name + ".journal")
         if self.to.album:
             require_album(self.to.album, len(source))
-        self.page = VisWriter(self.to.page) if self.to.page else None
-        self.journal = Journal(journal_path, run, resume) if journal_path else None
+        with contextlib.ExitStack() as held:
+            journal_path = None
+            if self.to.page:
+                journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
+                held.enter_context(sole_run(self.to.page / ".lock", f"the page in {self.to.page}"))
+            if self.to.output:
+                folder, name = require_writable_folder(self.to.output.parent, "results"), self.to.output.name
+                journal_path = folder / f"{name}.journal"
+                held.enter_context(sole_run(folder / f".{name}.lock", str(self.to.output)))
+            self.page = VisWriter(self.to.page, self.to.overwrite) if self.to.page else None
+            self.journal = Journal(journal_path, run, resume) if journal_path else None
+            self._held = held.pop_all()
         self.num_done = self.journal.num_done if self.journal else 0
         if self.num_done:
             log.info("going on after %d of %d images", self.num_done, max(self.num_done, len(source)))
@@ -91,6 +101,7 @@ class CaptionWriter:
     def __exit__(self, *_: object) -> None:
         if self.journal:
             self.journal.close()
+        self._held.close()
 
     def add(
         self,
@@ -122,7 +133,7 @@ class CaptionWriter:
                 photo = self.source.picture(position)
                 assert isinstance(photo, Path)
                 self.to.sidecars.write(photo, row["caption"])
-            print(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})", flush=True)
+            print(printable(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})"), flush=True)
         self.num_done += len(positions) + len(skipped)
         if self.references:
             self.to_score += rows
@@ -148,7 +159,7 @@ class CaptionWriter:
                 log.info("page: %s (open it by double click)", self.to.page / "index.html")
                 if self.to.album:
                     size = write_album(self.to.page, self.to.album)
-                    log.info("album: %s, %.1f MB", self.to.album, size / 1e6)
+                    log.info("album: %s, %s", self.to.album, bytes_text(size))
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)

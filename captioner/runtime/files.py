@@ -2,26 +2,41 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from captioner.errors import InputError
+from captioner.runtime.outputs import require_replaceable
+
+_TEMPORARY = re.compile(r"(\..+\.)[a-z0-9_]{8}\.tmp")  # as mkstemp makes them
+_left_over: dict[Path, dict[str, list[Path]]] = {}  # by folder and beginning: temporary files found when we first came
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", **open_kwargs: Any) -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, **open_kwargs: Any) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success sync it and rename it to `path`.
 
-    If the block raises, `path` keeps its old content and the temporary file is removed.
+    If the block raises, `path` keeps its old content and the temporary file is removed. One that a killed process
+    left is removed by the next write to the same path. A link is followed. Text is UTF-8; what it cannot hold, as bytes
+    of file names that are no text, is escaped as JSON does.
+
+    Args:
+        pictures: whether a picture that is there may be replaced, for it is a copy of ours.
 
     Raises:
-        InputError: the folder is missing, not writable or full.
+        InputError: the folder is missing, not writable or full, or `path` must not be replaced (runtime/outputs.py).
     """
-    path = Path(path)
+    require_replaceable(path, pictures)
+    path = Path(os.path.realpath(path))
+    if "b" not in mode:
+        open_kwargs = {"encoding": "utf-8", "errors": "backslashreplace", **open_kwargs}
+    prefix = f".{path.name[:100]}."
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+        _remove_left_over(path.parent, prefix)
+        descriptor, temporary = _locked_temporary(path.parent, prefix)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -36,6 +51,47 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_kwargs: Any) -> Iter
     finally:
         with contextlib.suppress(FileNotFoundError):  # renamed: the usual case
             os.unlink(temporary)
+
+
+def _locked_temporary(folder: Path, prefix: str) -> tuple[int, str]:
+    while True:
+        descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
+        if _lock(descriptor) is not False and os.path.exists(path):
+            return descriptor, path
+        os.close(descriptor)  # another process took it for one that is left over, before it was locked
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Hold a file as long as it is open; False: another process does; None: there are no locks here.
+
+    The system frees what a dead process held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _remove_left_over(folder: Path, prefix: str) -> None:
+    """Remove temporary files of killed processes that wrote the same path; a folder is looked through once."""
+    if folder not in _left_over:
+        found = _left_over[folder] = {}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                match = _TEMPORARY.fullmatch(entry.name)
+                if match:
+                    found.setdefault(match[1], []).append(Path(entry.path))
+    for path in _left_over[folder].pop(prefix, ()):
+        with contextlib.suppress(OSError), path.open("rb") as stream:
+            if _lock(stream.fileno()):
+                path.unlink()
 
 
 def require_writable_folder(folder: str | Path, purpose: str) -> Path:

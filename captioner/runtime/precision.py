@@ -33,6 +33,12 @@ def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
+def keep_float32(dtype: torch.dtype) -> None:
+    """Let what is asked to be float32 be so on a GPU too, where cuDNN's default rounds factors to 10 bits (TF32)."""
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def prepare_for_inference(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring a CNN's weights, in place, to the number format and memory layout that convolve fastest."""
     module.to(dtype).to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.vocabulary import end_id_of
 from captioner.kernels import topk
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.rules import Rules, State, Step, make_hypothesis
@@ -38,7 +39,7 @@ class _BeamStep:
 def beam_search(
     step: Step, state: State, num_images: int, vocab_size: int, max_length: int, options: SearchOptions
 ) -> list[list[Hypothesis]]:
-    end_id, groups, per_group = vocab_size + 1, options.groups, options.beam_size // options.groups
+    end_id, groups, per_group = end_id_of(vocab_size), options.groups, options.beam_size // options.groups
     wanted = min(options.n_best, per_group)
     device = state.device
     tokens = torch.full((num_images,), end_id, device=device)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.vocabulary import end_id_of
 from captioner.kernels import topk
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.rules import Rules, State, Step, make_hypothesis
@@ -24,7 +25,7 @@ def follow_paths(
     seeds: Sequence[int] | None,
 ) -> list[list[Hypothesis]]:
     """One caption per image, of the likeliest words; or `n_best` drawn at random, for which there are `seeds`."""
-    end_id, copies = vocab_size + 1, 1 if seeds is None else options.n_best
+    end_id, copies = end_id_of(vocab_size), 1 if seeds is None else options.n_best
     device = state.device
     tokens = torch.full((num_images,), end_id, device=device)
     if seeds is not None:

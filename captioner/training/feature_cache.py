@@ -40,6 +40,11 @@ def crop_offsets(count: int) -> list[tuple[int, int]]:
     return offsets[:count]
 
 
+def cached_type(model: CaptionModel) -> np.dtype:
+    """float32; float16 for grids, which have 49 times as many numbers: they keep three digits, up to 65,504."""
+    return np.dtype(np.float16 if model.config.decoder == "attention" else np.float32)
+
+
 def cached_features(
     model: CaptionModel,
     dataset: Dataset,
@@ -58,13 +63,14 @@ def cached_features(
         dtype: the number format the CNN computes in.
 
     Returns:
-        float32 (images, crops, F) or (images, crops, G, C), memory-mapped, read-only.
+        float32 (images, crops, F) or float16 (images, crops, G, C), memory-mapped, read-only.
 
     Raises:
         InputError: the cache cannot be written, or holds something else than its name says.
     """
-    key = _digest(model, dataset, crops, dtype)
-    path = folder / f"features-{model.config.cnn_layer}-{key}.npy"
+    key, kind = _digest(model, dataset, crops, dtype), cached_type(model)
+    grid = "-grid" if model.config.decoder == "attention" else ""
+    path = folder / f"features-{model.config.cnn_layer}{grid}-{key}.npy"
     shape = (len(dataset.info), crops, *model.encoder.feature_shape)
     if path.exists():
         log.info("features: using %s", path)
@@ -75,9 +81,9 @@ def cached_features(
         features = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: not a feature cache, or a damaged one", remedy="delete it and run again") from error
-    if features.shape != shape or features.dtype != np.float32:
+    if features.shape != shape or features.dtype != kind:
         raise InputError(
-            f"{path}: holds {features.dtype} {features.shape}", expected=f"float32 {shape}", remedy="delete it"
+            f"{path}: holds {features.dtype} {features.shape}", expected=f"{kind} {shape}", remedy="delete it"
         )
     return features
 
@@ -99,7 +105,8 @@ def _compute(
     positions = (range(first, min(first + BATCH_SIZE, shape[0])) for first in range(0, shape[0], BATCH_SIZE))
     batches = dataset_batches(dataset, np.arange(shape[0]), positions, num_workers)
     with atomic_write(path) as stream, tqdm(total=shape[0], desc="features", unit="images", disable=None) as bar:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        kind = cached_type(model)
+        header = {"descr": kind.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for batch in batches:
             assert batch.images is not None
@@ -108,7 +115,7 @@ def _compute(
             for offset in offsets:
                 chosen = torch.tensor([offset], device=device).expand(len(images), 2)
                 rows.append(model.cnn_features(images, chosen).float().cpu())
-            stream.write(torch.stack(rows, dim=1).numpy().tobytes())
+            stream.write(torch.stack(rows, dim=1).numpy().astype(kind, copy=False).tobytes())
             bar.update(len(images))
 
 

@@ -3,7 +3,8 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,10 +12,16 @@ from torch import Tensor
 from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint import TrainingRecord
 
 log = logging.getLogger(__name__)
 
 EXPLODED = 20  # times the first loss: stop, as the original does
+
+SAMPLES = 5000  # of self-critical training, looked at together
+SHORTER, LONGER = 0.6, 1.5  # than the references
+TOO_MANY = 0.1  # of the samples, and twice as many as in the beginning
+POORER = 0.5  # of the words in the beginning
 
 WINDOW = 100  # iterations whose mean loss counts: it varies by less than 1 %, the loss of one batch by 5 %
 LIKE_GUESSING = 0.9  # of ln(V+1); after two windows a healthy run on Flickr8k is at half of it
@@ -73,11 +80,66 @@ class LossTrend:
         self._quiet.add(kind)
 
 
+class SampleTrend:
+    """Warns, once of each, if the captions that self-critical training samples collapse into what pays alone.
+
+    The first samples are the measure, but for the length, whose measure is that of the references.
+
+    Args:
+        reference_length: mean number of words of the references, END included.
+        unfinished: ids of words that no caption should end in: articles, prepositions.
+        window: samples to count together.
+    """
+
+    def __init__(
+        self, reference_length: float, unfinished: Collection[int], end_id: int, window: int = SAMPLES
+    ) -> None:
+        self.reference_length, self.unfinished, self.end_id = reference_length, set(unfinished), end_id
+        self.window = window
+        self._samples: list[list[int]] = []
+        self._first: dict[str, float] = {}
+        self._quiet: set[str] = set()
+
+    def add(self, samples: list[list[int]]) -> None:
+        """Take samples, ids with END; at the end of a window, compare."""
+        self._samples += samples
+        if len(self._samples) < self.window:
+            return
+        seen, self._samples = self._measure(self._samples), []
+        self._first = self._first or seen
+        length = seen["length"] / self.reference_length
+        if not SHORTER < length < LONGER:
+            self._warn("length", f"have {seen['length']:.1f} words, the references {self.reference_length:.1f}")
+        for name, what in (("repeated", "say a word twice in a row"), ("unfinished", "end in an article or the like")):
+            if seen[name] > max(TOO_MANY, 2 * self._first[name]):
+                self._warn(name, f"{what}: {100 * seen[name]:.0f} %, {100 * self._first[name]:.0f} % in the beginning")
+        if seen["words"] < POORER * self._first["words"]:
+            self._warn("words", f"use {seen['words']:.0f} words, {self._first['words']:.0f} in the beginning")
+
+    def _measure(self, samples: list[list[int]]) -> dict[str, float]:
+        spoken = [[word for word in sample if word != self.end_id] for sample in samples]
+        return {
+            "length": sum(map(len, samples)) / len(samples),
+            "repeated": sum(any(a == b for a, b in pairwise(words)) for words in spoken) / len(samples),
+            "unfinished": sum(words[-1] in self.unfinished for words in spoken if words) / len(samples),
+            "words": float(len({word for words in spoken for word in words})),
+        }
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._quiet:
+            log.warning(
+                "warning: self-critical training may be collapsing: the sampled captions %s; lower --learning_rate, or "
+                "stop here with the best model so far",
+                text,
+            )
+        self._quiet.add(kind)
+
+
 class LossMonitor:
     """Watches the loss without making a GPU wait: each loss is read once the next one is under way.
 
     Args:
-        history: iteration → loss; filled every `log_every` iterations (0: never).
+        record: its histories of loss and reward are filled every `log_every` iterations (0: never).
         first: the run's first loss, where it was resumed.
         describe: names the batch of an iteration, for the error.
         trend: warns of a loss that does not fall.
@@ -85,20 +147,20 @@ class LossMonitor:
 
     def __init__(
         self,
-        history: dict[int, float],
+        record: TrainingRecord,
         first: float | None,
         log_every: int,
         describe: Callable[[int], str],
         trend: LossTrend,
     ) -> None:
-        self.history, self.first, self.log_every, self.describe = history, first, log_every, describe
+        self.record, self.first, self.log_every, self.describe = record, first, log_every, describe
         self.trend = trend
-        self._pending: tuple[int, Tensor] | None = None
+        self._pending: tuple[int, Tensor, bool] | None = None
 
-    def note(self, iteration: int, loss: Tensor) -> None:
-        """Take the loss of an iteration, and check the one before."""
+    def note(self, iteration: int, loss: Tensor, *, rewarded: bool = False) -> None:
+        """Take the loss of an iteration, or its negative reward if it was `rewarded`, and check the one before."""
         self.flush()
-        self._pending = (iteration, loss)
+        self._pending = (iteration, loss, rewarded)
 
     def flush(self) -> None:
         """Read and check the last loss; after this every update so far is known to be sound.
@@ -108,23 +170,28 @@ class LossMonitor:
         """
         if self._pending is None:
             return
-        (iteration, tensor), self._pending = self._pending, None
+        (iteration, tensor, rewarded), self._pending = self._pending, None
         loss = float(tensor)
-        if self.first is None:
-            self.first = loss
         if not math.isfinite(loss):
             raise InputError(
                 f"iteration {iteration}: the loss is {loss}, on {self.describe(iteration)}",
                 remedy="the last saved state is good: look at these images, lower --learning_rate, then --resume auto",
             )
+        logged = self.log_every and iteration % self.log_every == 0
+        if rewarded:
+            if logged:
+                self.record.reward_history[iteration] = -loss
+            return
+        if self.first is None:
+            self.first = loss
         if loss > EXPLODED * self.first:
             raise InputError(
                 f"iteration {iteration}: the loss exploded from {self.first:.3f} to {loss:.3f}",
                 remedy="the last saved state is good; lower --learning_rate",
             )
         self.trend.add(iteration, loss)
-        if self.log_every and iteration % self.log_every == 0:
-            self.history[iteration] = loss
+        if logged:
+            self.record.loss_history[iteration] = loss
 
 
 def warn_of_captions(captions: list[str]) -> None:

@@ -103,7 +103,8 @@ def train(run: TrainingRun) -> int:
             run.monitor.flush()
             with run.trainer.averaged():
                 better = run.validate(record)
-                run.save_models(better)
+                nothing_better_comes = run.is_finished(iteration) and record.best_score is None  # not one iteration
+                run.save_models(better or nothing_better_comes)
             run.save_state()
         finished, stopping = run.is_finished(iteration), run.asked_to_stop(iteration)
         if finished or stopping or run.files.state_is_old():
@@ -113,28 +114,43 @@ def train(run: TrainingRun) -> int:
 
         batch = run.progress.next(run.batches)
         finetune = 0 <= options.finetune_cnn_after <= iteration
-        loss = update(run.trainer, batch, iteration, rate_factor=run.schedule(iteration), finetune=finetune)
+        rewarded = 0 <= options.self_critical_after <= iteration
+        rate_factor = run.schedule(iteration)
+        loss = update(run.trainer, batch, iteration, rate_factor=rate_factor, finetune=finetune, self_critical=rewarded)
         record.iteration = iteration + 1
 
-        run.monitor.note(iteration, loss)
+        run.monitor.note(iteration, loss, rewarded=rewarded)
         if options.losses_log_every and iteration % options.losses_log_every == 0:
             run.monitor.flush()
-            run.progress.report(iteration, record.loss_history[iteration])
+            if rewarded:
+                run.progress.report(iteration, "reward", record.reward_history[iteration])
+            else:
+                run.progress.report(iteration, "loss", record.loss_history[iteration])
     if run.events:
         run.events.close()
     return stopping
 
 
-def update(trainer: Trainer, batch: Batch, iteration: int, *, rate_factor: float, finetune: bool) -> Tensor:
+def update(
+    trainer: Trainer,
+    batch: Batch,
+    iteration: int,
+    *,
+    rate_factor: float,
+    finetune: bool,
+    self_critical: bool = False,
+) -> Tensor:
     """Update the weights once.
 
     Args:
         batch: this process's share of the global batch.
         rate_factor: multiplies all learning rates.
         finetune: whether the CNN is trained too.
+        self_critical: whether captions are sampled and rewarded; else the given ones are made likelier.
 
     Returns:
-        scalar float32 on the device: the loss of the global batch before the update, mean −log p per target.
+        scalar float32 on the device: the loss of the global batch before the update, mean −log p per target; or the
+        mean −reward per sample.
 
     Raises:
         InputError: the memory is too small even for one image at a time.
@@ -142,7 +158,7 @@ def update(trainer: Trainer, batch: Batch, iteration: int, *, rate_factor: float
     groups = trainer.trained(finetune)
 
     def backward(piece: Batch) -> tuple[Tensor, int]:
-        loss_sum, num_targets = trainer.loss_sum(piece)
+        loss_sum, num_targets = trainer.loss_sum(piece, self_critical)
         loss_sum.backward()
         return loss_sum.detach(), num_targets
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import InputError
+from captioner.model.choices import CnnLayer, DecoderKind, Pixels
 from captioner.training.presets import PRESETS
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,12 @@ class TrainingOptions:
     num_layers: int = 1
     input_encoding_size: int = 512
     drop_prob_lm: float = 0.5
-    decoder: Literal["lstm", "attention"] = "lstm"
+    decoder: DecoderKind = "lstm"
     attention_heads: int = 8
     drop_prob_words: float = 0.3
     drop_prob_features: float = 0.2
-    cnn_layer: Literal["fc7", "pool5"] = "fc7"
-    cnn_pixels: Literal["caffe", "torchvision"] | None = None
+    cnn_layer: CnnLayer = "fc7"
+    cnn_pixels: Pixels | None = None
     # optimisation
     max_iters: int = -1
     epochs: float = 0
@@ -57,6 +58,10 @@ class TrainingOptions:
     finetune_cnn_after: int = -1
     finetune_cnn_layers: int = 1
     seq_per_img: int = 5
+    self_critical_after: int = -1
+    self_critical_samples: int = 5
+    self_critical_temperature: float = 0.5
+    self_critical_bleu: float = 0
     optim: str = "adam"
     learning_rate: float = 4e-4
     learning_rate_decay_start: int = -1
@@ -105,6 +110,8 @@ class TrainingOptions:
         if unknown:
             raise InputError(f"training has no option {unknown[0]!r}", remedy="caption-train --help lists them")
         values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+        if values.get("decoder") == "attention":
+            values.setdefault("cnn_layer", "pool5")  # whose grid it looks at
         return cls(**values)
 
     def check(self) -> None:
@@ -130,6 +137,10 @@ class TrainingOptions:
             raise InputError("--lr_schedule plateau needs --patience", remedy="give the number of validations to wait")
         if self.weight_decay and self.optim != "adamw":
             raise InputError("--weight_decay belongs to --optim adamw", remedy="for the CNN: --cnn_weight_decay")
+        if self.self_critical_after >= 0 and self.self_critical_samples < 2:
+            raise InputError(
+                "--self_critical_samples 1: a sample is judged by the others of its photo", expected="at least 2"
+            )
         for name in ("ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}", expected="at least 0 and below 1")
@@ -172,6 +183,8 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
         if asked.resume not in ("", "auto"):  # its weights come from there
             values.pop("start_from", None)
             values.pop("grow_vocab", None)
+        if asked.decoder == "attention":
+            values["cnn_layer"] = asked.cnn_layer
         stages.append(TrainingOptions.of({**values, **given, "stage": number}))
     if len(stages) > 1:  # each stage takes what is meant for it
         stages[0] = dataclasses.replace(stages[0], finetune_cnn_after=-1)

@@ -31,7 +31,9 @@ from captioner.runtime.device import choose_device
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import inference_dtype, prepare_for_inference, training_dtype
 from captioner.runtime.processes import Processes, process_group
+from captioner.runtime.quantities import bytes_text
 from captioner.training import presets
+from captioner.training.feature_cache import cached_type
 from captioner.training.loop import update
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.setup import (
@@ -152,7 +154,7 @@ def _plan_stage(
     ]
     features = None
     if options.cache_features:
-        features = stand_in_features(len(dataset.info), options.cache_features, model.encoder.feature_shape)
+        features = stand_in_features(len(dataset.info), options.cache_features, model)
     share = len(processes.share(options.batch_size))
     kinds = {}
     for name in ("frozen", "fine-tuning"):
@@ -348,13 +350,13 @@ class Plan:
         for name, kind in self.kinds.items():
             batch = max(kind.gradients + kind.activations, self.validation_bytes)
             lines.append(
-                f"{'' if lines else 'memory':12} {name}: {_size(weights + kind.optimizer + batch)}: weights"
-                f" {_size(weights)}, optimiser {_size(kind.optimizer)}, gradients {_size(kind.gradients)}, activations"
-                f" {_size(kind.activations)} at {kind.images_at_once} images"
-                + (f" (validation {_size(self.validation_bytes)})" if self.validation_bytes == batch else "")
+                f"{'' if lines else 'memory':12} {name}: {bytes_text(weights + kind.optimizer + batch)}: weights"
+                f" {bytes_text(weights)}, optimiser {bytes_text(kind.optimizer)},"
+                f" gradients {bytes_text(kind.gradients)}, activations {bytes_text(kind.activations)} at {kind.images_at_once} images"
+                + (f" (validation {bytes_text(self.validation_bytes)})" if self.validation_bytes == batch else "")
                 + ("" if name in self.used else "; not part of this run")
             )
-        return [*lines, f"{'':12} and about {_size(PROCESS_BYTES)} for Python and its libraries"]
+        return [*lines, f"{'':12} and about {bytes_text(PROCESS_BYTES)} for Python and its libraries"]
 
     def _disk(self) -> list[str]:
         weights = _bytes(self.model)
@@ -365,13 +367,16 @@ class Plan:
         free = shutil.disk_usage(folder).free
         needed = 2 * weights + 2 * state
         lines = [
-            f"disk         {_size(2 * weights + state)} in {self.folder}: best and last model {_size(weights)} each,"
-            f" resume state {_size(state)}; {_size(state)} more while that is being replaced; {_size(free)} are free"
+            f"disk         {bytes_text(2 * weights + state)} in {self.folder}: best and last model"
+            f" {bytes_text(weights)} each, resume state {bytes_text(state)}; {bytes_text(state)} more while that is"
+            f" being replaced; {bytes_text(free)} are free"
         ]
         if free < needed:
-            lines.append(f"{'':12} warning: {_size(needed)} will not fit")
+            lines.append(f"{'':12} warning: {bytes_text(needed)} will not fit")
         if self.feature_cache:
-            lines.append(f"{'':12} {_size(self.feature_cache)} of cached features beside the h5, unless they are there")
+            lines.append(
+                f"{'':12} {bytes_text(self.feature_cache)} of cached features beside the h5, unless they are there"
+            )
         return lines
 
     def _time(self) -> list[str]:
@@ -386,7 +391,8 @@ class Plan:
                 f" epoch (measured on {self.device} with {kind.measured}{of} images, without waiting for data)"
             )
         if self.feature_cache:
-            images = self.feature_cache / (4 * math.prod(self.model.encoder.feature_shape))
+            per_image = cached_type(self.model).itemsize * math.prod(self.model.encoder.feature_shape)
+            images = self.feature_cache / per_image
             lines.append(f"{'':12} {_duration(images * self.image_seconds)} once for the cached features")
         if self.validation_images:
             seconds = _duration(self.validation_images * self.image_seconds)
@@ -394,9 +400,10 @@ class Plan:
         return lines
 
 
-def stand_in_features(images: int, crops: int, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (images, crops, *shape) that look like cached features and take no memory."""
-    values = np.random.default_rng(0).random((1, 1, *shape), np.float32)
+def stand_in_features(images: int, crops: int, model: CaptionModel) -> np.ndarray:
+    """What looks like cached features (images, crops, ...) of the model, and takes no memory."""
+    shape = model.encoder.feature_shape
+    values = np.random.default_rng(0).random((1, 1, *shape), np.float32).astype(cached_type(model))
     return np.broadcast_to(values, (images, crops, *shape))
 
 
@@ -406,10 +413,6 @@ def _numel(parameters: list[nn.Parameter]) -> int:
 
 def _bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -16,9 +16,10 @@ import torch
 
 from captioner.data.batches import Batch, TrainingBatches, prefetch
 from captioner.data.dataset import Dataset
-from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.caption_model import build_model
 from captioner.runtime.device import choose_device
 from captioner.runtime.files import require_writable_folder
+from captioner.runtime.locks import sole_run
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import training_dtype
 from captioner.runtime.processes import Processes, process_group
@@ -29,6 +30,7 @@ from captioner.training.optim import reductions_on_plateau, schedule_factor
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.resume import ResumeState, load_resume_state
 from captioner.training.run_files import Progress
+from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
     files_of,
     fresh_checkpoint,
@@ -39,6 +41,7 @@ from captioner.training.setup import (
     validation_images,
 )
 from captioner.training.tensorboard import EventLog
+from captioner.training.trainer import Trainer
 from captioner.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -84,7 +87,11 @@ def train(**options: Any) -> TrainingResult:
     device = choose_device(stages[0].gpuid)
     # Python takes signals in the main thread only; trainings in others cannot be asked to stop.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with process_group(device) as processes, StopRequest() if in_main_thread else contextlib.nullcontext() as stop:
+    with (
+        process_group(device) as processes,
+        StopRequest() if in_main_thread else contextlib.nullcontext() as stop,
+        _sole_run(stages[0]) if processes.is_main else contextlib.nullcontext(),
+    ):
         for stage in _stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
             signal = _train_stage(stage, device, processes, lambda: stop.signal if stop else 0)
@@ -92,6 +99,12 @@ def train(**options: Any) -> TrainingResult:
                 break
     files = files_of(stage)
     return TrainingResult(files.best, files.last, signal)
+
+
+def _sole_run(options: TrainingOptions) -> contextlib.AbstractContextManager[None]:
+    """Two runs with the same files would mix their models."""
+    folder = require_writable_folder(options.checkpoint_path or ".", "checkpoints")
+    return sole_run(folder / f".model_id{options.id}.lock", f"the training run in {folder}")
 
 
 def _stages_to_do(stages: list[TrainingOptions]) -> list[TrainingOptions]:
@@ -147,6 +160,14 @@ def open_run(
         return None
     model = build_model(start).to(device)
     trainer = make_trainer(options, model, training_dtype(options.precision, device), processes)
+    if options.self_critical_after >= 0:
+        trainer.self_critical = SelfCritical(
+            dataset,
+            indices,
+            samples=options.self_critical_samples,
+            temperature=options.self_critical_temperature,
+            bleu_weight=options.self_critical_bleu,
+        )
     processes.wait()  # everyone has looked for a state before the main process moves anything
     if resumed:
         trainer.restore_optimizers(resumed.optimizers, str(files.resume))
@@ -166,6 +187,7 @@ def open_run(
         shuffle=options.shuffle,
         features=features,
         share=processes.share,
+        all_captions_from=options.self_critical_after if options.self_critical_after >= 0 else None,
     )
     validate = Validation(
         trainer,
@@ -178,7 +200,7 @@ def open_run(
     trend = LossTrend(model.config.vocab_size)
     first_loss = resumed.first_loss if resumed else None
     events = EventLog(files.events, record) if options.tensorboard and processes.is_main else None
-    log.info("%s", _summary(model, dataset, len(indices), device, processes))
+    log.info("%s", _summary(trainer, dataset, len(indices)))
     return loop.TrainingRun(
         options=options,
         trainer=trainer,
@@ -197,7 +219,7 @@ def open_run(
             reductions=reductions_on_plateau(record, options.patience) if options.lr_schedule == "plateau" else 0,
         ),
         validate=validate,
-        monitor=LossMonitor(record.loss_history, first_loss, options.losses_log_every, batches.describe, trend),
+        monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
         progress=Progress(len(indices), options.batch_size, events),
         files=files,
         events=events,
@@ -232,8 +254,11 @@ def _find_resume_state(options: TrainingOptions, own: Path) -> ResumeState | Non
     return state
 
 
-def _summary(model: CaptionModel, dataset: Dataset, num_images: int, device: torch.device, processes: Processes) -> str:
+def _summary(trainer: Trainer, dataset: Dataset, num_images: int) -> str:
     """One line on what is about to happen."""
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    where = f"{device} × {processes.size} processes" if processes.size > 1 else str(device)
-    return f"{num_images} training images, {dataset.vocab.size} words, {millions:.1f} M parameters, on {where}"
+    millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    processes = f" × {trainer.processes.size} processes" if trainer.processes.size > 1 else ""
+    return (
+        f"{num_images} training images, {dataset.vocab.size} words, {millions:.1f} M parameters, "
+        f"on {trainer.device}{processes}, {trainer.arithmetic}"
+    )

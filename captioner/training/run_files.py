@@ -1,5 +1,6 @@
 """A training run as seen from outside: its files and its log lines."""
 
+import itertools
 import json
 import logging
 import math
@@ -37,12 +38,19 @@ class RunFiles:
         self._state_saved_at = time.monotonic()
 
     def keep_previous(self) -> None:
-        """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model."""
-        for path in (self.best, self.last, self.resume, self.report):
-            if path.exists():
-                previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-                os.replace(path, previous)
-                log.info("an earlier run's %s is now %s", path.name, previous.name)
+        """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
+
+        Its files become …previous…, …previous2… and so on; those of one run have the same number.
+        """
+        files = [path for path in (self.best, self.last, self.resume, self.report) if os.path.lexists(path)]
+        for number in itertools.count(1):
+            word = f"previous{number}" if number > 1 else "previous"
+            aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
+            if not any(map(os.path.lexists, aside)):
+                break
+        for path, previous in zip(files, aside, strict=True):
+            os.replace(path, previous)
+            log.info("an earlier run's %s is now %s", path.name, previous.name)
 
     def save_models(self, model: Checkpoint, better: bool) -> None:
         """Write the report and the last checkpoint, and the best one if this is `better` than all before.
@@ -91,18 +99,19 @@ class Progress:
         self._waited += time.monotonic() - started
         return batch
 
-    def report(self, iteration: int, loss: float) -> None:
-        """Log an iteration's loss."""
+    def report(self, iteration: int, name: str, value: float) -> None:
+        """Log an iteration's loss, or its reward; `name` says which."""
         if self.events:
-            self.events.loss(iteration, loss)
+            self.events.training(iteration, name, value)
         now = time.monotonic()
         seconds, iterations = now - self._since, iteration - self._iteration
         waiting = self._waited / seconds
         log.info(
-            "iter %d (epoch %.2f): loss %.4f, %.2f it/s, %.0f images/s%s",
+            "iter %d (epoch %.2f): %s %.4f, %.2f it/s, %.0f images/s%s",
             iteration,
             iteration * self.batch_size / self.images_per_epoch,
-            loss,
+            name,
+            value,
             iterations / seconds,
             iterations * self.batch_size / seconds,
             f", {100 * waiting:.0f} % of the time waiting for data (more --num_workers, a faster disk or, "
@@ -123,6 +132,8 @@ def write_report(path: str | Path, record: TrainingRecord) -> None:
         "val_lang_stats_history": record.val_lang_stats_history,
         "val_predictions": record.val_predictions,
     }
+    if record.reward_history:
+        report["reward_history"] = record.reward_history
     with atomic_write(path, "w", encoding="utf-8") as stream:
         json.dump(_without_nan(report), stream, ensure_ascii=False, allow_nan=False)
 

@@ -13,6 +13,7 @@ from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
 from captioner.model.config import ModelConfig
+from captioner.model.decoding import decoding_for_new_model
 from captioner.model.encoder import VGG16_FC_WIDTH
 from captioner.model.grow_vocab import grow_vocab
 from captioner.runtime.precision import inference_dtype
@@ -44,7 +45,7 @@ def validation_images(options: TrainingOptions, dataset: Dataset) -> np.ndarray:
 
 def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
     """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
-    record, decoding = TrainingRecord(opt=dataclasses.asdict(options)), {"suppress_unk": 1}
+    record = TrainingRecord(opt=dataclasses.asdict(options))
     if options.start_from:
         if options.stage == 2 and not Path(options.start_from).exists():
             raise InputError(
@@ -52,6 +53,13 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
                 remedy="run --stages 1,2, or name a model with --start_from",
             )
         start = load_checkpoint(bundled_model_path() if options.start_from == "bundled" else options.start_from)
+        if options.decoder == "attention" and start.config.decoder != "attention":
+            raise InputError(
+                f"--decoder attention: {options.start_from} has the decoder {start.config.decoder}",
+                remedy="leave --decoder out to train that one, or leave --start_from out",
+            )
+        # The original's number format is for imported weights as they are.
+        decoding = {name: value for name, value in start.decoding.items() if name != "precision"} | {"suppress_unk": 1}
         if options.grow_vocab:
             start = grow_vocab(start, dataset.vocab, dataset.max_length, options.seed)
         config = dataclasses.replace(
@@ -85,7 +93,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
     torch.manual_seed(options.seed)
     model = CaptionModel(config)
     model.encoder.load_state_dict(weights.state, strict=False)
-    return Checkpoint(config, dataset.vocab, model.state_dict(), record, decoding)
+    return Checkpoint(config, dataset.vocab, model.state_dict(), record, decoding_for_new_model(options.decoder))
 
 
 def require_matching(start: Checkpoint, dataset: Dataset, options: TrainingOptions) -> None:

@@ -32,9 +32,9 @@ class EventLog:
         if record.iteration in record.val_loss_history:  # dropped too, but this validation will not be repeated
             self.validation(record)
 
-    def loss(self, iteration: int, loss: float) -> None:
-        """The loss of an iteration."""
-        self._writer.add_scalar("loss/training", loss, iteration)
+    def training(self, iteration: int, name: str, value: float) -> None:
+        """The loss of an iteration, or its reward; `name` says which."""
+        self._writer.add_scalar(f"{name}/training", value, iteration)
         self._writer.flush()  # a killed run shall lack nothing from before the state it goes on from
 
     def validation(self, record: TrainingRecord) -> None:

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from captioner.data.batches import Batch
 from captioner.errors import InputError
+from captioner.kernels import arithmetic, prove_for_training
 from captioner.model.caption_model import CaptionModel
 from captioner.runtime.pieces import Pieces
+from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
 from captioner.training.optim import clip_elementwise, make_optimizer
+from captioner.training.self_critical import SelfCritical
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class Trainer:
         accumulate: pieces that batches pass through in, to begin with; their gradients add up to the whole batch's.
         dtype: number format of autocast; float32 switches autocast off.
         seed: dropout of iteration k depends on the seed, k and the process only, so a resumed run repeats it.
+
+    Attributes:
+        arithmetic: what it computes with, for people: see `kernels.arithmetic`.
     """
 
     def __init__(
@@ -135,6 +141,7 @@ class Trainer:
         grad_clip: float,
         grad_norm: float = 0.0,
         ema: float = 0.0,
+        self_critical: SelfCritical | None = None,
         label_smoothing: float = 0.0,
         cnn_weight_decay: float,
         accumulate: int,
@@ -143,9 +150,12 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.model, self.dtype, self.seed, self.processes = model, dtype, seed, processes
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.self_critical = label_smoothing, self_critical
         self.accumulate, self.pieces = accumulate, Pieces(accumulate)
         self.device = next(model.parameters()).device
+        keep_float32(dtype)
+        prove_for_training(self.device)
+        self.arithmetic = arithmetic(dtype, self.device)
         for module in model.encoder.cnn_modules():
             module.to(memory_format=torch.channels_last)
         for parameter in model.cnn_parameters():
@@ -168,10 +178,16 @@ class Trainer:
                 parameter.requires_grad_(finetune)
         return [group for name, group in self.groups.items() if finetune or name == "lm"]
 
-    def loss_sum(self, piece: Batch) -> tuple[Tensor, int]:
-        """−log p summed over the targets of a piece of a batch, and their number."""
+    def loss_sum(self, piece: Batch, self_critical: bool = False) -> tuple[Tensor, int]:
+        """The loss of a piece of a batch, summed, and over what it is summed.
+
+        −log p over the targets; or −reward over the captions sampled (`SelfCritical`).
+        """
         batch = piece.to(self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if self_critical:
+                assert self.self_critical is not None
+                return self.self_critical.loss_sum(self.model, batch)
             return self.model(
                 batch.images,
                 batch.image_of_caption,

@@ -54,7 +54,9 @@ class Validation:
             scores = score(captions, [self.dataset.references_of(int(i)) for i in self.indices]).corpus
             record.val_lang_stats_history[record.iteration] = scores
             quality, scored = scores["CIDEr"], f", CIDEr {scores['CIDEr']:.3f}"
-        better = record.best_score is None or quality > record.best_score
+        # Noise may score better than the first captions of a training; it is never the best model.
+        trained = record.iteration > 0 or bool(record.opt.get("start_from"))
+        better = trained and (record.best_score is None or quality > record.best_score)
         record.best_score = quality if better else record.best_score
         distinct = len(set(captions))
         log.info(

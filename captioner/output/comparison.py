@@ -1,0 +1,89 @@
+"""Two systems' captions of the same pictures → files that the page shows side by side."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import InputError
+from captioner.metrics.report import worst_by
+from captioner.output.page import copy_page, write_data_script
+from captioner.output.results import write_results
+from captioner.runtime.files import atomic_write, require_writable_folder
+
+Scored = tuple[str, Sequence[dict[str, Any]]]  # what the system is called, and its rows with their scores
+
+
+def write_comparison(folder: Path, systems: Sequence[Scored], references: Sequence[Sequence[str]]) -> str:
+    """Write one file per system into the page's folder, and the page if it is not there.
+
+    Args:
+        folder: of a page; the pictures that its vis.json names are shown with the captions.
+        systems: two or three, with rows of the same images in the same order (`metrics.report.per_caption_rows`).
+        references: known captions of these images.
+
+    Returns:
+        The address of the comparison: a path with what follows #.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    require_writable_folder(folder, "the page")
+    pictures = _pictures(folder)
+    by = worst_by(systems[0][1])
+    files: list[str] = []
+    for name, rows in systems:
+        files.append(_file_name(name, files))
+        found = [
+            {
+                "image_id": first["image_id"],  # the same for all systems: the page joins them by it
+                "file_name": first["file_name"] or "",
+                "caption": row["caption"],
+                "image": "",
+                **({"score": row[by], "score_name": by} if by else {}),
+                "references": list(known),
+                **(pictures.get(first["file_name"]) or pictures.get(str(first["image_id"])) or {}),
+            }
+            for first, row, known in zip(systems[0][1], rows, references, strict=True)
+        ]
+        write_results(folder / files[-1], found)
+        write_data_script(folder / files[-1])
+    if not (folder / "about.json").exists():
+        with atomic_write(folder / "about.json", "w", encoding="utf-8") as stream:
+            json.dump({"title": "Comparison"}, stream)
+        write_data_script(folder / "about.json")
+    page = copy_page(folder)
+    view = "&".join(f"{letter}={file}" for letter, file in zip("abc", files, strict=False))
+    return f"{page}#{view}&sort=differing"
+
+
+def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the page's vis.json says about pictures, by file name and by id."""
+    path = folder / "vis.json"
+    if not path.is_file():
+        return {}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error})", remedy="write the page again with caption-eval"
+        ) from error
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and row.get("image"):
+            picture = {key: row[key] for key in ("image", "width", "height") if key in row}
+            found[str(row.get("image_id"))] = picture
+            if row.get("file_name"):
+                found[row["file_name"]] = picture
+    return found
+
+
+def _file_name(name: str, taken: Sequence[str]) -> str:
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem)[:80]
+    # Results are often called alike, and told apart by their folders.
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).resolve().parent.name)[:80]
+    for candidate in (f"compare-{stem}.json", f"compare-{folder}-{stem}.json", f"compare-{stem}-2.json"):
+        if candidate not in taken:
+            return candidate
+    return f"compare-{stem}-3.json"

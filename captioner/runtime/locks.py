@@ -1,0 +1,147 @@
+"""One run at a time in a folder or on a result: the second one says who is there, and leaves.
+
+A lock is a file that names its holder: machine, process and since when. One of a dead process is taken over: on this
+machine that is certain; of other machines, with which a disk may be shared, the holder is alive as long as it touches
+the file, which it does every few seconds.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import InputError
+from captioner.runtime.files import cannot_write
+
+TOUCH_EVERY_SECONDS = 10.0
+DEAD_AFTER_SECONDS = 90.0
+
+
+@contextlib.contextmanager
+def sole_run(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs.
+
+    Args:
+        what: what is held, for the message of the second one, as "the folder runs/a".
+
+    Raises:
+        InputError: somebody alive holds it, or it cannot be written.
+    """
+    try:
+        mark = _take(path, what)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    done = threading.Event()
+    threading.Thread(target=_keep_touching, args=(path, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == mark:  # still ours
+                path.unlink()
+
+
+def _take(path: Path, what: str) -> bytes:
+    holder = {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    mark = json.dumps(holder).encode() + b"\n"
+    # Written beside it first: a lock is there with its whole content, or not at all.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(mark)
+        while True:
+            try:
+                os.link(temporary, path)
+                return mark
+            except FileExistsError:
+                _remove_if_dead(path, temporary, what)
+            except (OSError, NotImplementedError):  # a file system without links
+                with open(path, "xb") as stream:
+                    stream.write(mark)
+                return mark
+    finally:
+        os.unlink(temporary)
+
+
+def _remove_if_dead(path: Path, temporary: str, what: str) -> None:
+    """Remove the lock of a dead process.
+
+    Raises:
+        InputError: the holder is alive.
+    """
+    try:
+        content, touched = path.read_bytes(), path.stat().st_mtime
+    except FileNotFoundError:
+        return  # just given back
+    os.utime(temporary)
+    age = os.stat(temporary).st_mtime - touched  # both by the clock of the disk
+    try:
+        holder = json.loads(content)
+        alive = _is_alive(holder, age)
+        who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # no lock of ours, or one of a full disk
+        alive, who = age < DEAD_AFTER_SECONDS, "an unknown process"
+    if alive:
+        raise InputError(
+            f"{what} is in use by {who}", remedy=f"wait for it, or choose another (if nobody is there, remove {path})"
+        )
+    # Renamed before it is removed: of two that find it dead only one removes it, and never the lock of the other.
+    aside = f"{temporary}.dead"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if Path(aside).read_bytes() == content:
+            os.unlink(aside)
+        else:  # somebody was faster, and this is his
+            os.rename(aside, path)
+
+
+def _is_alive(holder: dict[str, Any], age: float) -> bool:
+    if holder["machine"] != _machine():
+        return age < DEAD_AFTER_SECONDS
+    number = int(holder["process"])
+    if number == os.getpid():
+        return holder["started"] == _started(number)
+    if os.name == "nt":  # os.kill would end it
+        return age < DEAD_AFTER_SECONDS
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    # The number may have gone to another process in the meantime.
+    return _started(number) == holder["started"]
+
+
+def _started(number: int) -> str:
+    """When a process started, on machines that tell; "" elsewhere."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _machine() -> str:
+    """Where process numbers mean the same: containers of one machine count their processes on their own."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _keep_touching(path: Path, done: threading.Event) -> None:
+    while not done.wait(TOUCH_EVERY_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
