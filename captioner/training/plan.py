@@ -352,7 +352,8 @@ class Plan:
             lines.append(
                 f"{'' if lines else 'memory':12} {name}: {bytes_text(weights + kind.optimizer + batch)}: weights"
                 f" {bytes_text(weights)}, optimiser {bytes_text(kind.optimizer)},"
-                f" gradients {bytes_text(kind.gradients)}, activations {bytes_text(kind.activations)} at {kind.images_at_once} images"
+                f" gradients {bytes_text(kind.gradients)}, activations {bytes_text(kind.activations)}"
+                f" at {kind.images_at_once} images"
                 + (f" (validation {bytes_text(self.validation_bytes)})" if self.validation_bytes == batch else "")
                 + ("" if name in self.used else "; not part of this run")
             )
