@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,8 +32,11 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.inference.model import Model
     from captioner.inference.sources import Source
     from captioner.model.checkpoint import Checkpoint
+    from captioner.output.sidecars import Sidecars
     from captioner.output.writer import CaptionWriter
     from captioner.search import SearchOptions
+
+log = logging.getLogger(__name__)
 
 NUM_IMAGES_OF_A_SPLIT = 100  # the original's default
 
@@ -75,8 +80,18 @@ def build_parser() -> Parser:
     out.add_argument("--dump_images", type=flag, default="1", help="copy pictures into the page's folder")
     out.add_argument("--dump_json", type=flag, default="1", help="write vis.json and the page")
     out.add_argument("--dump_path", type=flag, default="0", help="accepted; file names are always written")
-    out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv")
+    out.add_argument("--output", help="also write the results to F.json, F.jsonl or F.csv; -: JSON lines on stdout")
     out.add_argument("--write_txt", type=flag, default="0", help="write photo.txt beside each photo.jpg")
+    out.add_argument("--txt_extension", default=".txt", help="ending of these text files")
+    out.add_argument("--prefix", default="", help="text before each caption in them")
+    out.add_argument("--suffix", default="", help="text after each caption in them")
+    out.add_argument(
+        "--existing",
+        choices=("keep", "append", "prepend"),
+        default="keep",
+        help="text files that are there: keep them, or let the caption be their last or first line",
+    )
+    out.add_argument("--only_missing", type=flag, default="0", help="only photos without a text file")
     out.add_argument("--overwrite", type=flag, default="0", help="replace files that are not of this program")
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
@@ -102,6 +117,9 @@ def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
     check_options(opt)
 
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from captioner.data.batches import shares
     from captioner.inference.load import load_models
     from captioner.inference.model import Model
@@ -115,6 +133,10 @@ def caption(opt: argparse.Namespace) -> None:
     with process_group(device) as processes:
         checkpoints = load_models(opt.model)
         source = None if opt.watch else open_source(opt, checkpoints[0])
+        processes.wait()  # all have looked at the files before one of them writes some
+        if source is not None and not len(source):
+            log.info("every photo has its text file: nothing to do")
+            return
         model = Model(checkpoints, device, opt.precision, calibration=source)
         options = model.search_options(**search_keywords(opt))
         batch_size = batch_size_of(opt, checkpoints[0], model)
@@ -123,18 +145,24 @@ def caption(opt: argparse.Namespace) -> None:
                 raise InputError("--watch 1 runs in one process", remedy="start it without torchrun")
             watch(opt, model, options, batch_size)
             return
-        assert source
+        assert source is not None
         totals = Totals()
-        with make_writer(opt, source, model) if processes.is_main else contextlib.nullcontext() as writer:
+        with contextlib.ExitStack() as opened:
+            writer = opened.enter_context(make_writer(opt, source, model)) if processes.is_main else None
             first = processes.largest(writer.num_done if writer else 0)
+            opened.enter_context(logging_redirect_tqdm())  # a line goes above the bar
+            hidden = None if processes.is_main and log.isEnabledFor(logging.INFO) else True  # None: on a terminal
+            bar = opened.enter_context(tqdm(total=len(source), initial=first, unit=" images", disable=hidden))
             groups = shares(len(source), batch_size, processes.rank, processes.size, first)
             for evaluated in model.run(
                 source, groups, options, seed=opt.seed, num_workers=opt.num_workers, explain=opt.explain
             ):
                 for part in processes.gather(evaluated):
                     totals.add(part)
+                    bar.update(len(part.positions) + len(part.skipped))
                     if writer:
                         writer.add(part.positions, model.captions_of(part, opt.min_confidence), part.skipped)
+            bar.close()
             if writer:
                 writer.finish(totals)
 
@@ -193,6 +221,8 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError(
             f"{opt.pictures[0]} is named besides --image_folder or a dataset", expected="one source of pictures"
         )
+    if "-" in opt.pictures and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("-: several processes cannot all read stdin", remedy="name a folder or a pattern")
     if opt.image_folder and (opt.input_h5 or opt.input_json):
         raise InputError("--image_folder and --input_h5/--input_json exclude each other", expected="one of them")
     if bool(opt.input_h5) != bool(opt.input_json):
@@ -205,6 +235,18 @@ def check_options(opt: argparse.Namespace) -> None:
 
     if opt.write_txt and any(map(is_address, opt.pictures)):
         raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
+    if not opt.write_txt:
+        for name, given in (
+            ("only_missing", opt.only_missing),
+            ("prefix", opt.prefix),
+            ("suffix", opt.suffix),
+            ("existing", opt.existing != "keep"),
+            ("txt_extension", opt.txt_extension != ".txt"),
+        ):
+            if given:
+                raise InputError(f"--{name} is about the text files of --write_txt", remedy="add --write_txt")
+    if opt.existing != "keep" and opt.overwrite:
+        raise InputError(f"--existing {opt.existing} and --overwrite exclude each other", expected="one of them")
     if opt.language_eval and (opt.pictures or opt.image_folder) and not opt.references:
         raise InputError("--language_eval needs known captions", remedy="name a file of them with --references")
     if opt.references and not opt.language_eval:
@@ -217,8 +259,12 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError("--watch 1 watches a folder", remedy="name it with --image_folder")
     if opt.watch and (opt.coco_json or opt.num_images is not None or opt.language_eval or opt.share):
         raise InputError("--watch 1 excludes --coco_json, --num_images, --language_eval and --share")
+    if opt.watch and (opt.output == "-" or opt.only_missing):
+        raise InputError("--watch 1 excludes --output - and --only_missing")
     if opt.watch and not (opt.output or dumps_page(opt)):
         raise InputError("--watch 1 has nowhere to keep its captions", remedy="give --output or --vis_dir")
+    if opt.resume and opt.output == "-":
+        raise InputError("--resume cannot go on with what stdout has got", remedy="keep results with --output FILE")
     if opt.resume and not (opt.output or dumps_page(opt)):
         raise InputError("--resume has nothing to go on from", remedy="keep results with --output or --vis_dir")
 
@@ -244,14 +290,17 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
     from captioner.inference.load import require_same_vocabulary
     from captioner.inference.sources import open_coco_list, open_folder, open_split
 
-    if opt.pictures:
-        limit = -1 if opt.num_images is None else opt.num_images
-        return open_inputs(opt.pictures, opt.recursive, limit, sys.stdin.buffer)
-    if opt.image_folder:
-        limit = -1 if opt.num_images is None else opt.num_images
-        if opt.coco_json:
-            return open_coco_list(opt.coco_json, opt.image_folder, limit)
-        return open_folder(opt.image_folder, opt.recursive, limit)
+    if opt.pictures or opt.image_folder:
+        limit = -1 if opt.num_images is None or opt.only_missing else opt.num_images
+        if opt.pictures:
+            source = open_inputs(opt.pictures, opt.recursive, limit, sys.stdin.buffer)
+        elif opt.coco_json:
+            source = open_coco_list(opt.coco_json, opt.image_folder, limit)
+        else:
+            source = open_folder(opt.image_folder, opt.recursive, limit)
+        if opt.only_missing:
+            source = source.without(make_sidecars(opt).is_captioned, -1 if opt.num_images is None else opt.num_images)
+        return source
     h5, described = (
         opt.input_h5 or model.record.opt.get("input_h5"),
         opt.input_json or model.record.opt.get("input_json"),
@@ -278,14 +327,14 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
     """What is to happen to the captions."""
     from captioner.metrics.pairing import Reference, read_references
     from captioner.model.checkpoint import BUNDLED_MODEL
-    from captioner.output.sidecars import Sidecars
     from captioner.output.writer import CaptionWriter, Destinations
 
     def references() -> list[Reference]:
         return read_references(opt.references) if opt.references else source.references()
 
     destinations = Destinations(
-        output=Path(opt.output) if opt.output else None,
+        output=Path(opt.output) if opt.output not in (None, "", "-") else None,
+        rows_to_stdout=opt.output == "-",
         page=Path(opt.vis_dir) if dumps_page(opt) else None,
         copy_pictures=opt.dump_images,
         album=Path(opt.share) if opt.share else None,
@@ -294,7 +343,7 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
             "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL]),
             "image_mode": model.image_mode,
         },
-        sidecars=Sidecars(opt.overwrite) if opt.write_txt else None,
+        sidecars=make_sidecars(opt) if opt.write_txt else None,
         overwrite=opt.overwrite,
     )
     run = run_name(opt, source)
@@ -305,6 +354,13 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
         resume=opt.resume or opt.watch,
         references=references if opt.language_eval else None,
     )
+
+
+def make_sidecars(opt: argparse.Namespace) -> "Sidecars":
+    """The text files beside the photos, as the options want them."""
+    from captioner.output.sidecars import Sidecars
+
+    return Sidecars(opt.txt_extension, opt.prefix, opt.suffix, "replace" if opt.overwrite else opt.existing)
 
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:

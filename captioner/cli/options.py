@@ -18,6 +18,7 @@ from captioner.errors import InputError, printable
 from captioner.runtime import outputs
 from captioner.runtime.streams import LogFormatter, guarded_streams
 
+_log_level = logging.INFO  # of the command in this process: what --quiet and --verbose say
 _OPTION = re.compile(r"^--?([A-Za-z][\w-]*)(=.*)?$", re.DOTALL)
 # What follows a switch and can only be meant as its value.
 _SWITCH_WORDS = ("0", "1", "true", "false", "yes", "no", "on", "off")
@@ -125,6 +126,8 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, Range(int, -(10**12), 10**12))
         self.register("type", float, Range(float))
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="say it and stop")
+        self.add_argument("--quiet", type=flag, default="0", help="say only what went wrong; no progress bar")
+        self.add_argument("--verbose", type=flag, default="0", help="say more")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(self.normalise(sys.argv[1:] if args is None else args), namespace)
@@ -134,6 +137,9 @@ class Parser(argparse.ArgumentParser):
             unknown = []
         if unknown:
             self.error(self._about_unknown(unknown[0]))
+        global _log_level
+        _log_level = logging.WARNING if parsed.quiet else logging.DEBUG if parsed.verbose else logging.INFO
+        del parsed.quiet, parsed.verbose  # they are no options of what the command does
         self._take_note_of_files(vars(parsed))
         return parsed
 
@@ -250,7 +256,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
     with guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LogFormatter())
-        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        logging.basicConfig(level=_log_level, handlers=[handler], force=True)
         logging.raiseExceptions = False  # a stderr that is full must not end a command
         try:
             outputs.check_outputs()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,15 @@ class FileSource:
 
     def picture(self, position: int) -> Path:
         return self.files[position][0]
+
+    def without(self, is_done: Callable[[Path], bool], limit: int) -> "FileSource":
+        """Those files that are not done yet, `limit` of them at most (−1: all), under their ids."""
+        left = [(path, info) for path, info in self.files if not is_done(path)]
+        if len(left) < len(self.files):
+            log.info(
+                "%d of %d photos have their text file and are left out", len(self.files) - len(left), len(self.files)
+            )
+        return FileSource(left if limit < 0 else left[:limit], self.keep)
 
     def references(self) -> list[Reference]:
         return []  # files come without captions

@@ -1,12 +1,15 @@
 """Everything that happens to the captions of a run: stdout, journal, page, text files, result file, scores."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from captioner.errors import InputError, printable
 from captioner.inference.caption import Caption
@@ -39,6 +42,7 @@ class Destinations:
         album: the page as one file; needs `page` and its pictures.
         about: what the page says about the run: "title", "model", "image_mode".
         sidecars: text files beside the photos.
+        rows_to_stdout: print rows, as JSON lines, instead of lines to read.
         overwrite: whether files that are not ours may be replaced on the page.
     """
 
@@ -48,6 +52,7 @@ class Destinations:
     album: Path | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     sidecars: Sidecars | None = None
+    rows_to_stdout: bool = False
     overwrite: bool = False
 
 
@@ -133,7 +138,9 @@ class CaptionWriter:
                 photo = self.source.picture(position)
                 assert isinstance(photo, Path)
                 self.to.sidecars.write(photo, row["caption"])
-            print(printable(f"image {row['image_id']}: {row['caption']}  ({row['file_name']})"), flush=True)
+            line = f"image {row['image_id']}: {row['caption']}  ({row['file_name']})"
+            with tqdm.external_write_mode():  # above the progress bar, if there is one
+                print(json.dumps(row, ensure_ascii=False) if self.to.rows_to_stdout else printable(line), flush=True)
         self.num_done += len(positions) + len(skipped)
         if self.references:
             self.to_score += rows
