@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from captioner.output.page import page_files
+from captioner.output.page_files import page_files
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 ABOUT = {"title": "holiday", "model": "captioner-flickr8k", "date": "2026-03-01T12:00:00+00:00"}

@@ -11,6 +11,7 @@ from page_rows import EXAMPLES
 from captioner.errors import InputError
 from captioner.output.album import expected_size, write_album
 from captioner.output.page import VisWriter
+from captioner.runtime.quantities import bytes_text
 
 pytest_plugins = ["page_browser"]
 
@@ -97,8 +98,8 @@ def test_share_writes_an_album_and_says_its_size_beforehand(tiny_model, command,
     argv = ["--model", tiny_model, "--image_folder", photos, "--vis_dir", tmp_path / "vis", "--gpuid", -1]
     done = command("eval", *argv, "--share", tmp_path / "album.html")
     assert done.returncode == 0, done.stderr
-    said = re.search(r"album.html will have up to ([\d.]+) MB for 2 pictures", done.stderr)
-    assert (tmp_path / "album.html").stat().st_size < 1e6 * float(said[1])
+    assert f"album.html will have up to {bytes_text(expected_size(2))} for 2 pictures" in done.stderr
+    assert (tmp_path / "album.html").stat().st_size < expected_size(2)
     about = json.loads((tmp_path / "vis" / "about.json").read_text())
     assert about["title"] == "holiday" and about["model"] == tiny_model.stem and about["pictures"] is True
 

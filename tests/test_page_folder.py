@@ -43,7 +43,7 @@ def test_a_finished_folder_holds_page_rows_scores_and_pictures(writer):
     assert json.loads((writer.folder / "scores.json").read_text()) == {"CIDEr": 0.5}
     assert image == "imgs/img1.jpg"
     data = {"vis.json", "scores.json", "about.json"}
-    expected = data | {f"{name}.js" for name in data} | {path.name for path in output.page.page_files()}
+    expected = data | {f"{name}.js" for name in data} | {path.name for path in output.page_files.page_files()}
     expected |= {"imgs", ".captioner-files"}
     assert {path.name for path in writer.folder.iterdir()} == expected
 
@@ -184,7 +184,8 @@ def test_the_working_copy_is_its_own_page(tmp_path, monkeypatch):
     page = tmp_path / "index.html"
     page.write_text("<!DOCTYPE html>")
     before = page.stat()
-    monkeypatch.setattr(output.page, "page_files", lambda: [page])
+    for module in (output.page, output.page_files):
+        monkeypatch.setattr(module, "page_files", lambda: [page])
     VisWriter(tmp_path).finish([])
     assert page.stat().st_ino == before.st_ino
 

@@ -119,3 +119,26 @@ def test_both_pages_have_the_same_head():
         own = re.compile(r'(src|href)="(?!page\.js|base\.css|data:)')
         heads.append([line for line in head.split("\n") if line.strip() and not own.search(line)])
     assert heads[0] == heads[1] and len(heads[0]) > 8
+
+
+def test_caption_train_writes_its_curves_beside_the_report(browser, tiny_dataset, tiny_cnn, command, tmp_path):
+    h5, described = tiny_dataset
+    argv = ["--input_h5", h5, "--input_json", described, "--cnn_model", tiny_cnn, "--cnn_layer", "pool5"]
+    argv += ["--cnn_pixels", "caffe", "--rnn_size", 8, "--input_encoding_size", 8, "--batch_size", 4, "--gpuid", -1]
+    argv += ["--max_iters", 6, "--save_checkpoint_every", 3, "--losses_log_every", 1, "--num_workers", 0]
+    done = command("train", *argv, "--checkpoint_path", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert f"curves: {tmp_path / 'runs' / 'model_id.html'} (open it by double click)" in done.stderr
+    browser.open((tmp_path / "runs" / "model_id.html").as_uri())
+    browser.wait(lambda: browser.all(".chart"))
+    assert browser.texts("#runs tbody th") == ["model_id"]
+    assert browser.texts(".chart:first-child .axis") == ["iteration", "−log p per word"]
+    report = json.loads((tmp_path / "runs" / "model_id.json").read_text())
+    said = [row["caption"] for row in report["val_predictions"]]
+    assert browser.texts("#captions tbody td") == said and said
+    assert not browser.one("#notice").is_displayed() and not browser.one("#site").is_displayed()
+    assert browser.complaints() == []
+    for scheme in ("light", "dark"):
+        browser.look(scheme=scheme)
+        browser.run("for (const part of document.querySelectorAll('details')) part.open = true")
+        assert browser.barriers() == []

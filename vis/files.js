@@ -11,8 +11,8 @@ function receiveData(name, data) {
 
 // → {data}, {missing: true} or {problem: text}
 async function readData(name) {
-  const inside = document.querySelector(`script[type="application/json"][data-name="${CSS.escape(name)}"]`);
-  if (inside) return parse(inside.textContent, name);
+  const inside = textInside(name);
+  if (inside !== null) return parse(inside, name);
   if (isAlbum()) return { missing: true };
   if (location.protocol === "file:") return readScript(name);
   const address = localAddress(name);
@@ -25,6 +25,11 @@ async function readData(name) {
   } catch (error) {
     return { problem: `${name} could not be fetched (${error.message}). Is the server still running?` };
   }
+}
+
+// A file that lies in this page itself, as text; null if there is none of that name.
+function textInside(name) {
+  return document.querySelector(`script[type="application/json"][data-name="${CSS.escape(name)}"]`)?.textContent ?? null;
 }
 
 const isAlbum = () => document.documentElement.dataset.album !== undefined;

@@ -7,20 +7,18 @@ The file is index.html with
 """
 
 import base64
-import hashlib
 import html
 import io
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
-from captioner.output.page import page_folder
+from captioner.output.page_files import inlined, write_data
 from captioner.runtime.files import atomic_write, require_writable_folder
 from captioner.runtime.quantities import bytes_text
 
@@ -30,10 +28,6 @@ LONGEST_SIDE = 512  # pixels: enough for a screen's share of a gallery, and smal
 JPEG_QUALITY = 75
 BYTES_PER_PICTURE = 75_000  # a photo of that size in base64, with its row, and a quarter more for busy ones
 AT_ONCE = 64
-
-_STYLE = re.compile(r'\s*<link rel="stylesheet" href="([a-z.]+)">')
-_SCRIPT = re.compile(r'\s*<script src="([a-z.]+)" defer></script>')
-_POLICY = re.compile(r'(?s)content="default-src.*?">')
 
 
 def require_album(target: Path, num_pictures: int) -> None:
@@ -64,15 +58,15 @@ def write_album(folder: Path, target: Path) -> int:
         InputError: `folder` has no results, or the file cannot be written.
     """
     rows = _read_rows(folder)
-    head, body = _page()
+    head, body = inlined("index.html")
     with atomic_write(target, "w", encoding="utf-8") as stream:
         stream.write(head)
         for picture in _pictures(folder, rows):
             stream.write(picture)
         for name in ("scores.json", "about.json"):
             if (folder / name).is_file():
-                _write_data(stream, name, json.loads((folder / name).read_text(encoding="utf-8")))
-        _write_data(stream, "vis.json", rows)
+                write_data(stream, name, json.loads((folder / name).read_text(encoding="utf-8")))
+        write_data(stream, "vis.json", rows)
         stream.write(body)
     return target.stat().st_size
 
@@ -82,40 +76,6 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
         return json.loads((folder / "vis.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'vis.json'}: cannot be read ({error})", remedy="run caption-eval first") from error
-
-
-def _page() -> tuple[str, str]:
-    """index.html with style sheets and scripts inside, up to where the data belong, and the rest."""
-    source = page_folder()
-    page = (source / "index.html").read_text(encoding="utf-8")
-    styles = [_inline(source / name, "</style") for name in _STYLE.findall(page)]
-    scripts = [_inline(source / name, "</script") for name in _SCRIPT.findall(page)]
-    page = _SCRIPT.sub("", _STYLE.sub("", page))
-    policy = (
-        "default-src 'none'; img-src data:; "
-        f"style-src {' '.join(map(_digest, styles))}; script-src {' '.join(map(_digest, scripts))}"
-    )
-    page = _POLICY.sub(lambda _: f'content="{policy}">', page, count=1)
-    page = page.replace("<html ", "<html data-album ", 1)
-    page = page.replace("</head>", "".join(f"<style>{style}</style>\n" for style in styles) + "</head>", 1)
-    head, tail = page.rsplit("</body>", 1)
-    return head, "".join(f"<script>{script}</script>\n" for script in scripts) + "</body>" + tail
-
-
-def _inline(path: Path, end: str) -> str:
-    text = path.read_text(encoding="utf-8")
-    assert end not in text.lower() and "<!--" not in text, f"{path.name} would end its own block"
-    return text
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _write_data(stream: IO[str], name: str, data: Any) -> None:
-    # Neither </script> nor <!-- can stand in what follows: as JSON, < may also be written as a code.
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    stream.write(f'<script type="application/json" data-name="{name}">{text}</script>\n')
 
 
 def _pictures(folder: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from captioner.errors import InputError
 from captioner.metrics.report import worst_by
-from captioner.output.page import copy_page, write_data_script
+from captioner.output.page import VisWriter
+from captioner.output.page_files import copy_page, write_data_script
 from captioner.output.results import write_results
-from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write
 
 Scored = tuple[str, Sequence[dict[str, Any]]]  # what the system is called, and its rows with their scores
 
@@ -29,7 +30,7 @@ def write_comparison(folder: Path, systems: Sequence[Scored], references: Sequen
     Raises:
         InputError: a file cannot be written.
     """
-    require_writable_folder(folder, "the page")
+    VisWriter(folder)  # refuses a folder that holds files of others where ours go
     pictures = _pictures(folder)
     by = worst_by(systems[0][1])
     files: list[str] = []

@@ -18,7 +18,8 @@ from captioner.data.captioned import CaptionedPicture
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words
 from captioner.data.vocabulary import Vocab
-from captioner.output.page import VisWriter, write_data_script
+from captioner.output.page import VisWriter
+from captioner.output.page_files import write_data_script
 from captioner.output.results import Row
 from captioner.runtime.files import atomic_write
 

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from PIL import Image
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.manifest import Manifest
+from captioner.output.page_files import copy_page, is_same, page_files, write_data_script
 from captioner.output.results import Row, write_results
 from captioner.output.rows import PictureRow
 from captioner.runtime.files import atomic_write, require_writable_folder
@@ -36,37 +36,10 @@ log = logging.getLogger(__name__)
 LONGEST_SIDE = 800  # pixels; what a page needs, and 100,000 of them still fit on a disk
 JPEG_QUALITY = 85
 COPIES_AT_ONCE = 8
-DATA_SCRIPT = ".json.js"
 DATA_FILES = ("vis.json", "scores.json", "about.json")
 EXIF_ORIENTATION = 0x0112
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_PACKAGE = Path(__file__).parents[1]
-
-
-def page_folder() -> Path:
-    """Where the page's files are: inside the installed package, or beside it in a working copy."""
-    folders = (_PACKAGE / "page", _PACKAGE.parent / "vis")
-    return next(folder for folder in folders if (folder / "index.html").is_file())
-
-
-def page_files() -> list[Path]:
-    """The files of the page, without data that a run left beside them."""
-    files = (path for path in page_folder().iterdir() if path.suffix in (".html", ".css", ".js"))
-    return sorted(path for path in files if not path.name.endswith(DATA_SCRIPT))
-
-
-def write_data_script(source: Path) -> None:
-    """Write NAME.json.js beside NAME.json: the same data, as a script that a page opened by double click may load.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    target = source.with_name(source.name + ".js")
-    with source.open(encoding="utf-8") as read, atomic_write(target, "w", encoding="utf-8") as written:
-        written.write(f"receiveData({json.dumps(source.name)},\n")
-        shutil.copyfileobj(read, written)
-        written.write(");\n")
 
 
 class VisWriter:
@@ -158,7 +131,7 @@ class VisWriter:
         Raises:
             InputError: a file cannot be written.
         """
-        pages = [path for path in page_files() if not _is_same(path, self.folder / path.name)]
+        pages = [path for path in page_files() if not is_same(path, self.folder / path.name)]
         fixed = [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in pages)]
         self._manifest.about_to_write(fixed)
         shown: list[str] = []
@@ -171,26 +144,6 @@ class VisWriter:
         page = copy_page(self.folder)
         self._manifest.finish([*fixed, *shown])
         return page
-
-
-def copy_page(folder: Path) -> Path:
-    """Put the page's own files into a folder, and return the path of its index.html.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
-    for source in page_files():
-        target = folder / source.name
-        if _is_same(source, target):
-            continue
-        with source.open("rb") as read, atomic_write(target) as written:
-            shutil.copyfileobj(read, written)
-    return folder / "index.html"
-
-
-def _is_same(source: Path, target: Path) -> bool:
-    """A working copy's own vis/ holds the page's files themselves."""
-    return target.exists() and target.samefile(source)
 
 
 def _noting_pictures(rows: Iterable[Row], shown: list[str]) -> Iterator[Row]:

@@ -133,6 +133,7 @@ def _train_stage(
         log.info("stopped at iteration %d; repeat the command with --resume auto to go on", run.record.iteration)
     else:
         log.info("done: %d iterations; best model: %s", run.record.iteration, run.files.best)
+        log.info("curves: %s (open it by double click)", run.files.page)
     return signal
 
 

@@ -1,10 +1,12 @@
 """A training run as seen from outside: its files and its log lines."""
 
+import glob
 import itertools
 import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from captioner.data.batches import Batch
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
+from captioner.output.training_page import write_training_page
 from captioner.runtime.files import atomic_write
 from captioner.training.resume import ResumeState, save_resume_state
 from captioner.training.tensorboard import EventLog
@@ -34,6 +37,7 @@ class RunFiles:
         self.last = folder / f"model_id{run_id}_last.pt"
         self.resume = folder / f"model_id{run_id}_resume.pt"
         self.report = folder / f"model_id{run_id}.json"
+        self.page = folder / f"model_id{run_id}.html"
         self.events = folder / f"model_id{run_id}_tensorboard"
         self._state_saved_at = time.monotonic()
 
@@ -62,6 +66,13 @@ class RunFiles:
             save_checkpoint(self.best, model)
         save_checkpoint(self.last, model)
         write_report(self.report, model.record)
+        write_training_page(self.page, [self.report, *self._other_stages()])
+
+    def _other_stages(self) -> list[Path]:
+        """The reports of the other stages of the same recipe, which the page shows too."""
+        name = re.sub(r"_stage\d+$", "", self.report.stem)
+        found = self.report.parent.glob(f"{glob.escape(name)}_stage[0-9].json")
+        return sorted(path for path in found if path != self.report)
 
     def save_state(self, state: ResumeState) -> None:
         """Write the resume state.

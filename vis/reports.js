@@ -1,0 +1,48 @@
+// Reports of training runs (model_id<ID>.json), ours and the original's, in one shape.
+"use strict";
+
+function readReport(text, source) {
+  let report;
+  try {
+    report = JSON.parse(text);
+  } catch (error) {
+    return { problem: `${source} is not valid JSON: ${error.message}` };
+  }
+  if (!isObject(report) || !isObject(report.loss_history ?? 0)) {
+    return { problem: `${source} is not a training report: it has no "loss_history"` };
+  }
+  const scores = new Map();
+  for (const [iteration, values] of Object.entries(report.val_lang_stats_history ?? {})) {
+    if (!isObject(values)) continue; // the original leaves null where nothing was scored
+    for (const [name, value] of Object.entries(values)) {
+      if (!scores.has(name)) scores.set(name, {});
+      scores.get(name)[iteration] = value;
+    }
+  }
+  return {
+    source,
+    name: source.replace(/\.json$/, ""),
+    iteration: finite(report.iter) ?? 0,
+    options: isObject(report.opt) ? report.opt : {},
+    loss: series(report.loss_history),
+    validation: series(report.val_loss_history),
+    captions: lastCaptions(report.val_predictions),
+    scores: new Map([...scores].map(([name, history]) => [name, series(history)])),
+  };
+}
+
+// {"0": 3.7, "25": 2.4} → [[0, 3.7], [25, 2.4]], in order, without what is not finite.
+function series(history) {
+  return Object.entries(history ?? {})
+    .map(([iteration, value]) => [Number(iteration), finite(value)])
+    .filter(([iteration, value]) => Number.isFinite(iteration) && value !== null)
+    .sort((a, b) => a[0] - b[0]);
+}
+
+// Image id → caption of the last validation. The original keeps a list for each validation, by iteration.
+function lastCaptions(predictions) {
+  const lists = isObject(predictions) ? Object.entries(predictions).sort((a, b) => a[0] - b[0]).map((entry) => entry[1]) : [predictions];
+  const last = lists[lists.length - 1];
+  const rows = Array.isArray(last) ? last.filter(isObject) : [];
+  return new Map(rows.map((row) => [String(row.image_id), String(row.caption ?? "")]));
+}
