@@ -168,7 +168,7 @@ def open_run(
             samples=options.self_critical_samples,
             temperature=options.self_critical_temperature,
             bleu_weight=options.self_critical_bleu,
-        )
+        ).loss_sum
     processes.wait()  # everyone has looked for a state before the main process moves anything
     if resumed:
         trainer.restore_optimizers(resumed.optimizers, str(files.resume))

@@ -16,7 +16,9 @@ from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
 from captioner.training.optim import clip_elementwise, make_optimizer
-from captioner.training.self_critical import SelfCritical
+
+# Of a model and a batch with all its references: −reward summed over sampled captions, and their number.
+SelfCriticalLoss = Callable[[CaptionModel, Batch], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Trainer:
         grad_clip: float,
         grad_norm: float = 0.0,
         ema: float = 0.0,
-        self_critical: SelfCritical | None = None,
+        self_critical: SelfCriticalLoss | None = None,
         label_smoothing: float = 0.0,
         cnn_weight_decay: float,
         accumulate: int,
@@ -181,13 +183,13 @@ class Trainer:
     def loss_sum(self, piece: Batch, self_critical: bool = False) -> tuple[Tensor, int]:
         """The loss of a piece of a batch, summed, and over what it is summed.
 
-        −log p over the targets; or −reward over the captions sampled (`SelfCritical`).
+        −log p over the targets; or −reward over the captions sampled (`SelfCritical.loss_sum`).
         """
         batch = piece.to(self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if self_critical:
                 assert self.self_critical is not None
-                return self.self_critical.loss_sum(self.model, batch)
+                return self.self_critical(self.model, batch)
             return self.model(
                 batch.images,
                 batch.image_of_caption,
