@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from captioner.inference.caption import Caption, Word
     from captioner.inference.model import Model, load_model
     from captioner.metrics.scored import Scored, score
+    from captioner.training.plan import plan_training
     from captioner.training.run import TrainingResult, train
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "Word",
     "__version__",
     "load_model",
+    "plan_training",
     "prepare",
     "score",
     "train",
@@ -42,6 +44,7 @@ _PLACES = {
     "TrainingResult": "captioner.training.run",
     "Word": "captioner.inference.caption",
     "load_model": "captioner.inference.model",
+    "plan_training": "captioner.training.plan",
     "prepare": "captioner.data.prepare",
     "score": "captioner.metrics.scored",
     "train": "captioner.training.run",

@@ -16,7 +16,7 @@ from captioner.training.plan import LiveMemory
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 300, "--input_encoding_size", 200, "--gpuid", -1, "--batch_size", 4]
 SMALL += ["--seq_per_img", 2, "--num_workers", 0, "--cnn_pixels", "caffe"]
 FINETUNED = ["--finetune_cnn_after", 0, "--finetune_cnn_layers", 3]
-UNITS = {"MB": 1e6, "GB": 1e9, "ms": 1e-3, "s": 1, "min": 60, "h": 3600}
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "ms": 1e-3, "s": 1, "min": 60, "h": 3600}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def plan_of(data, command):
 
 def quantity(pattern: str, text: str) -> float:
     """The first number with a unit where `pattern` says, in bytes or seconds."""
-    match = re.search(pattern.replace("#", r"([\d,.]+) (MB|GB|ms|s|min|h)\b"), text)
+    match = re.search(pattern.replace("#", r"([\d,.]+) (kB|MB|GB|ms|s|min|h)\b"), text)
     assert match, f"no {pattern!r} in {text}"
     return float(match[1].replace(",", "")) * UNITS[match[2]]
 
@@ -75,9 +75,8 @@ def test_parameters_and_files_are_those_of_a_real_run(kind, data, plan_of, comma
     assert quantity("disk +#", text) == pytest.approx(total, rel=0.1)
     caches = list(Path(data[1]).parent.glob("features-*.npy"))
     if kind == "frozen":
-        # 28 images × 2 crops × 12 channels: too little for the unit it is written in.
         assert caches[0].stat().st_size == pytest.approx(28 * 2 * 12 * 4, abs=200)
-        assert "0.0 MB of cached features" in text
+        assert "2.7 kB of cached features" in text  # 28 images × 2 crops × 12 channels
         caches[0].unlink()
     else:
         assert not caches and "cached features" not in text

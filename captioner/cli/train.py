@@ -21,9 +21,9 @@ def _train(given: dict[str, Any]) -> int:
 
 
 def _plan(given: dict[str, Any]) -> int:
-    from captioner.training.plan import plan
+    import captioner
 
-    for line in plan(given):
+    for line in captioner.plan_training(**given):
         print(line, flush=True)
     return 0
 

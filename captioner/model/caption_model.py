@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.attention_decoder import AttentionDecoder
-from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
 from captioner.model.encoder import CONVS_BEFORE_POOL, Encoder, Normalise
+from captioner.model.record import Checkpoint
 
 
 class CaptionModel(nn.Module):

@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import zipfile
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,8 @@ from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.model.checkpoint_fields import require_finite, require_sound_fields, weights_digest
 from captioner.model.config import ModelConfig
+from captioner.model.record import Checkpoint as Checkpoint  # whoever reads or writes one imports it from here
+from captioner.model.record import TrainingRecord as TrainingRecord
 from captioner.runtime.files import atomic_write
 
 FORMAT_VERSIONS = (1, 2)  # 2 knows attending models; others are written as 1, for older readers
@@ -22,33 +23,6 @@ ASSETS = Path(str(resources.files("captioner"))) / "assets"  # what comes with t
 BUNDLED_MODEL = "captioner-flickr8k.pt"
 
 StorageType = Literal["float32", "float16", "int8"]
-
-
-@dataclass
-class TrainingRecord:
-    """How far a training run has come, and what it saw on the way; histories map iteration → value."""
-
-    opt: dict[str, Any] = field(default_factory=dict)
-    iteration: int = 0
-    loss_history: dict[int, float] = field(default_factory=dict)
-    val_loss_history: dict[int, float] = field(default_factory=dict)
-    val_lang_stats_history: dict[int, dict[str, float]] = field(default_factory=dict)
-    val_predictions: list[dict[str, Any]] = field(default_factory=list)
-    best_score: float | None = None
-    reward_history: dict[int, float] = field(default_factory=dict)  # of self-critical training
-
-
-@dataclass
-class Checkpoint:
-    """A trained model as it stands in a file: its shape, its words, its weights, and how it came about."""
-
-    config: ModelConfig
-    vocab: Vocab
-    state_dict: dict[str, Tensor]
-    record: TrainingRecord = field(default_factory=TrainingRecord)
-    # Search options that suit this model when the user gives none, e.g. {"suppress_unk": 1}.
-    decoding: dict[str, Any] = field(default_factory=dict)
-
 
 # The record's fields stand in the file one by one, beside the model's.
 _RECORD_FIELDS = tuple(f.name for f in dataclasses.fields(TrainingRecord))

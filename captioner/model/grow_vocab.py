@@ -7,7 +7,7 @@ import torch
 
 from captioner.data.vocabulary import UNK, Vocab
 from captioner.model.caption_model import build_model, make_decoder
-from captioner.model.checkpoint import Checkpoint
+from captioner.model.record import Checkpoint
 
 log = logging.getLogger(__name__)
 

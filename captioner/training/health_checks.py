@@ -12,7 +12,7 @@ from torch import Tensor
 from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import TrainingRecord
+from captioner.model.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 

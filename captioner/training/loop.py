@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
-from captioner.model.checkpoint import Checkpoint, TrainingRecord
+from captioner.model.record import Checkpoint, TrainingRecord
 from captioner.training.health_checks import LossMonitor
 from captioner.training.optim import without_improvement
 from captioner.training.options import TrainingOptions

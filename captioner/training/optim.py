@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from captioner.errors import InputError
-from captioner.model.checkpoint import TrainingRecord
+from captioner.model.record import TrainingRecord
 from captioner.training.options import RULES, Schedule
 
 

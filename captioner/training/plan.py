@@ -26,7 +26,7 @@ from captioner.data.batches import VALIDATION_BATCH, Batch, TrainingBatches
 from captioner.data.dataset import Dataset
 from captioner.data.images import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel, build_model
-from captioner.model.checkpoint import Checkpoint
+from captioner.model.record import Checkpoint
 from captioner.runtime.device import choose_device
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import inference_dtype, prepare_for_inference, training_dtype
@@ -98,11 +98,11 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
 
 
-def plan(given: Mapping[str, Any]) -> Iterator[str]:
+def plan_training(**given: Any) -> Iterator[str]:
     """What --plan 1 prints, line by line; nothing is written or fetched, and no state is looked for.
 
     Args:
-        given: options of caption-train by name, only those that were given.
+        given: options of caption-train by name; the others have their defaults.
 
     Raises:
         InputError: an option, the data or the weights are at fault.

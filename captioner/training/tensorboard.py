@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from captioner.errors import InputError
-from captioner.model.checkpoint import TrainingRecord
+from captioner.model.record import TrainingRecord
 
 CAPTIONS_SHOWN = 8
 

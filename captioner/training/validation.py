@@ -11,7 +11,7 @@ from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import Totals, captions_of, evaluate
 from captioner.metrics import score
-from captioner.model.checkpoint import TrainingRecord
+from captioner.model.record import TrainingRecord
 from captioner.search import SearchOptions
 from captioner.training.health_checks import warn_of_captions
 from captioner.training.trainer import Trainer
