@@ -48,6 +48,10 @@ def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, 
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
+    except RuntimeError as error:  # torch.save replaces the system's error by one of its own
+        if isinstance(error.__context__, OSError):
+            raise cannot_write(path, error.__context__) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):  # renamed: the usual case
             os.unlink(temporary)
