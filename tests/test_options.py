@@ -237,3 +237,16 @@ def test_help_does_not_wait_for_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: caption-" + command in done.stdout
+
+
+def test_no_logged_losses(tiny_dataset, tiny_cnn, command, tmp_path):
+    argv = ["--input_h5", tiny_dataset[0], "--input_json", tiny_dataset[1], "--cnn_model", tiny_cnn, "--gpuid", -1]
+    argv += ["--cnn_layer", "pool5", "--rnn_size", 8, "--input_encoding_size", 8, "--max_iters", 2, "--num_workers", 0]
+    done = command("train", *argv, "-losses_log_every", 0, "--val_images_use", 1, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "iter 0" not in done.stderr
+
+
+def test_the_converter_takes_the_originals_gpuid(command, tmp_path):
+    done = command("convert", tmp_path / "gone.t7", "-gpuid", 0)
+    assert done.returncode == 1 and "gone.t7: no such file" in done.stderr

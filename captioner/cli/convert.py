@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captioner.cli.options import Parser, add_overwrite, run
+from captioner.cli.options import Parser, add_overwrite, gpu_number, run
 from captioner.errors import InputError
 from captioner.runtime.outputs import require_output
 from captioner.runtime.quantities import bytes_text
@@ -33,6 +33,7 @@ def build_parser() -> Parser:
     p.add_argument(
         "--dtype", choices=("float32", "float16", "int8"), default="float32", help="how the weights are stored"
     )
+    p.add_argument("--gpuid", type=gpu_number, default=0, help="accepted; without effect here")
     add_overwrite(p)
     p.add_argument("--inspect", action="store_true", help="print what the file holds, and write nothing")
     return p

@@ -21,7 +21,7 @@ from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.images import IMAGE_SIZE
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.runtime.outputs import protect
+from captioner.runtime.files import protect
 
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE

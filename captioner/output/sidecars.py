@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write
-from captioner.runtime.outputs import require_replaceable
+from captioner.runtime.files import atomic_write, require_replaceable
 
 log = logging.getLogger(__name__)
 

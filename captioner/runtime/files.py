@@ -3,14 +3,18 @@
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from captioner.errors import InputError
-from captioner.runtime.outputs import require_replaceable
 
+_PICTURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|.{4}ftyp", re.DOTALL
+)
+_inputs: dict[tuple[int, int], str] = {}  # of the running command: device and number of the file, and its name
 _TEMPORARY = re.compile(r"(\..+\.)[a-z0-9_]{8}\.tmp")  # as mkstemp makes them
 _left_over: dict[Path, dict[str, list[Path]]] = {}  # by folder and beginning: temporary files found when we first came
 
@@ -27,7 +31,7 @@ def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, 
         pictures: whether a picture that is there may be replaced, for it is a copy of ours.
 
     Raises:
-        InputError: the folder is missing, not writable or full, or `path` must not be replaced (runtime/outputs.py).
+        InputError: the folder is missing, not writable or full, or `path` must not be replaced.
     """
     require_replaceable(path, pictures)
     path = Path(os.path.realpath(path))
@@ -133,3 +137,54 @@ def _umask() -> int:
 def cache_folder() -> Path:
     """Where things are kept that can be made again (XDG base directories); it need not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "captioner"
+
+
+def protect(path: str | Path) -> None:
+    """From now on no output of this process replaces that file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # its reader will have something to say
+        return
+    if stat.S_ISREG(found.st_mode):
+        _inputs[found.st_dev, found.st_ino] = str(path)
+
+
+def forget_inputs() -> None:
+    """A command has ended: what it read may be replaced by what comes next in this process."""
+    _inputs.clear()
+
+
+def require_replaceable(path: str | Path, pictures: bool = False) -> None:
+    """What holds for every file that is written, whatever the user says.
+
+    Args:
+        pictures: whether a picture may be replaced: the writer knows that it is a copy of its own.
+
+    Raises:
+        InputError: there is an input of this command, somebody's picture, a folder, or a device.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be written ({reason})", remedy="choose another name") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path}: is a folder", expected="the name of a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is a device or a pipe", expected="the name of a file")
+    known = _inputs.get((found.st_dev, found.st_ino))
+    if known is not None:
+        also = "" if known == str(path) else f" ({known})"
+        raise InputError(f"{path}: is an input of this command{also}", remedy="choose another name for the output")
+    if not pictures and _PICTURES.match(_first_bytes(path)):
+        raise InputError(f"{path}: is a picture, which would be lost", remedy="choose another name")
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(16)
+    except OSError as error:
+        raise InputError(f"{path}: exists, and cannot be read ({error.strerror or error})") from error

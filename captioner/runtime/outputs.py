@@ -6,12 +6,12 @@ only if this program wrote it, which is told by what is in it, or if the user sa
 
 import os
 import re
-import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import InputError
+from captioner.runtime.files import forget_inputs, protect, require_replaceable
 
 _HEAD, _TAIL = 2**16, 2**16
 # What files of ours begin with, and what stands somewhere in their first or last 64 kB.
@@ -27,13 +27,9 @@ _MARKS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
     ("page", rb"<!DOCTYPE html>", (b'<meta name="generator" content="captioner">',)),
     ("model", rb'.{8}\{"__metadata__": \{"format": "captioner"', ()),
 )
-_PICTURES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|.{4}ftyp", re.DOTALL
-)
 
 _MODEL_WORDS = ((b"format_version", b"state_dict"), (b"_metadata", b"pixels"))  # of checkpoints, of weights alone
 
-_inputs: dict[tuple[int, int], str] = {}  # of the running command: device and number of the file, and its name
 _outputs: dict[str, "Output"] = {}  # by the running command's options that name a file to write
 _overwrite = False
 
@@ -55,22 +51,12 @@ def begin(inputs: Iterable[str] = (), outputs: Mapping[str, Output] | None = Non
         overwrite: whether the user lets them replace foreign files.
     """
     global _overwrite
-    _inputs.clear()
+    forget_inputs()
     _outputs.clear()
     _outputs.update(outputs or {})
     _overwrite = overwrite
     for path in inputs:
         protect(path)
-
-
-def protect(path: str | Path) -> None:
-    """From now on no output of this process replaces that file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # its reader will have something to say
-        return
-    if stat.S_ISREG(found.st_mode):
-        _inputs[found.st_dev, found.st_ino] = str(path)
 
 
 def check_outputs() -> None:
@@ -112,34 +98,6 @@ def require_output(path: str | Path, kinds: Collection[str] = ()) -> None:
             raise InputError(
                 f"{path}: exists, and holds something else ({kind})", remedy="choose another name, or say --overwrite 1"
             )
-
-
-def require_replaceable(path: str | Path, pictures: bool = False) -> None:
-    """What holds for every file that is written, whatever the user says.
-
-    Args:
-        pictures: whether a picture may be replaced: the writer knows that it is a copy of its own.
-
-    Raises:
-        InputError: there is an input of this command, somebody's picture, a folder, or a device.
-    """
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be written ({reason})", remedy="choose another name") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{path}: is a folder", expected="the name of a file")
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path}: is a device or a pipe", expected="the name of a file")
-    known = _inputs.get((found.st_dev, found.st_ino))
-    if known is not None:
-        also = "" if known == str(path) else f" ({known})"
-        raise InputError(f"{path}: is an input of this command{also}", remedy="choose another name for the output")
-    if not pictures and _PICTURES.match(_read(path)[0][:16]):
-        raise InputError(f"{path}: is a picture, which would be lost", remedy="choose another name")
 
 
 def kind_of(path: str | Path) -> str | None:
