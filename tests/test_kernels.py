@@ -13,12 +13,13 @@ from captioner.data.batches import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.load import make_captioner
-from captioner.inference.run import evaluate_batch
+from captioner.inference.run import captions_of, evaluate_batch
 from captioner.kernels import CPU, INT8, KERNELS, LSTM, OUTPUT_LOSS, PACKED_LINEAR, TOPK
 from captioner.kernels.proof import Kernel
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
+from captioner.output.rows import caption_row
 from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions
 from captioner.training.trainer import Rule, Trainer
@@ -259,5 +260,7 @@ def test_a_machine_with_all_instructions_captions_without_the_operators(change, 
     warned = sorted(record.message.split(":")[0] for record in caplog.records if record.levelno == logging.WARNING)
     assert warned == ["8-bit convolutions", "packed linear layer"]
     found = evaluate_batch(captioner, make_batch(), SearchOptions(2), 0)
+    rows = [caption_row(caption) for caption in captions_of(found, Vocab(TINY_WORDS))]
+    assert [row["arithmetic"] for row in rows] == [captioner.arithmetic] * 3
     for ours, theirs in zip(found.hypotheses, wanted.hypotheses, strict=True):
         assert ours[0].logprob == pytest.approx(theirs[0].logprob, rel=0.03)

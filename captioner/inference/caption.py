@@ -27,6 +27,7 @@ class Caption:
         abstained: the confidence is below the least that was asked for.
         heat: where asked for, a map per word of where the model looked: 7×7 uint8 row by row, over the inner 224×224
             of the picture as 256×256; 255 is the hottest cell of that word.
+        arithmetic: what it was computed with: "fp32", "bf16", "int8 convolutions + bf16", ...
     """
 
     text: str
@@ -38,6 +39,7 @@ class Caption:
     image_id: int | str = ""
     abstained: bool = False
     heat: tuple[bytes, ...] = ()
+    arithmetic: str = ""
 
     def __str__(self) -> str:
         return self.text

@@ -30,6 +30,7 @@ class Evaluated:
     loss_sum: float = 0.0  # −Σ log p over the targets, natural logarithm; where captions are known
     num_targets: int = 0
     heat: list[list[bytes]] = field(default_factory=list)  # per image and word of the best caption, where asked for
+    arithmetic: str = ""  # what they were computed with
 
 
 @dataclass
@@ -60,7 +61,7 @@ def evaluate_batch(captioner: Captioner, batch: Batch, options: SearchOptions, s
     Args:
         seed: sampling only; the image at position i draws from seed + i, however images are batched.
     """
-    evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped)
+    evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped, arithmetic=captioner.arithmetic)
     if not batch.positions:
         return evaluated
     moved = batch.to(captioner.device)
@@ -132,18 +133,22 @@ def _join(parts: list[Evaluated]) -> Evaluated:
         loss_sum=sum(part.loss_sum for part in parts),
         num_targets=sum(part.num_targets for part in parts),
         heat=[heat for part in parts for heat in part.heat],
+        arithmetic=parts[0].arithmetic,
     )
 
 
 def captions_of(evaluated: Evaluated, vocab: Vocab, min_confidence: float = 0.0) -> list[Caption]:
     """A batch's captions in words, one per readable image; below `min_confidence` the text is withheld."""
-    captions = [
-        _caption_of(hypotheses, vocab, info.get("file_path", ""), info.get("id", position + 1), min_confidence)
-        for position, info, hypotheses in zip(evaluated.positions, evaluated.info, evaluated.hypotheses, strict=True)
+    heats = evaluated.heat or [[]] * len(evaluated.positions)
+    each = zip(evaluated.positions, evaluated.info, evaluated.hypotheses, heats, strict=True)
+    return [
+        replace(
+            _caption_of(hypotheses, vocab, info.get("file_path", ""), info.get("id", position + 1), min_confidence),
+            heat=tuple(heat),
+            arithmetic=evaluated.arithmetic,
+        )
+        for position, info, hypotheses, heat in each
     ]
-    if not evaluated.heat:
-        return captions
-    return [replace(caption, heat=tuple(heat)) for caption, heat in zip(captions, evaluated.heat, strict=True)]
 
 
 def _caption_of(

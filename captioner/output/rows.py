@@ -57,9 +57,10 @@ class CaptionRow(_RequiredOfCaptionRow, total=False):
     `n_best` has all captions, best first, where more than one was asked for; `abstained` is there (true) where the
     caption was withheld; `image` is the path of the page's copy of the picture, relative to its folder, and `width` and
     `height` are that copy's, in pixels; `modified` is when the file was last changed (seconds since 1970), where a
-    folder is watched.
+    folder is watched; `arithmetic` is what the network was computed with.
     """
 
+    arithmetic: str
     abstained: bool
     n_best: list[RankedRow]
     image: str
@@ -98,6 +99,8 @@ def caption_row(caption: Caption) -> CaptionRow:
         words=words,
         file_name=caption.file_name,
     )
+    if caption.arithmetic:
+        row["arithmetic"] = caption.arithmetic
     if caption.abstained:
         row["abstained"] = True
     if caption.alternatives:

@@ -114,9 +114,10 @@ def _schemas() -> dict[str, Any]:
     name = {"type": "string", "description": "the client's own name of the file, without folders"}
     described = {"type": "object", "properties": caption, "required": list(caption)}
     n_best = {"type": "array", "items": described, "description": "if more than one was asked for, best first"}
+    arithmetic = {"type": "string", "description": "what it was computed with, such as fp32 or bf16"}
     result = {
         "type": "object",
-        "properties": {"file_name": name, **caption, "n_best": n_best},
+        "properties": {"file_name": name, **caption, "n_best": n_best, "arithmetic": arithmetic},
         "required": ["file_name", *caption],
     }
     failed = {
