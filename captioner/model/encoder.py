@@ -14,7 +14,8 @@ from captioner.model.choices import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixe
 
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
 LAST_GRID = 7  # 224 pixels halved five times
-GRID_SCALE = 0.36  # brings the roots of pool5's activations (up to about 11) to what 8 bits of 1/64 hold
+LARGEST_ROOT = 4.0  # what the scales of a grid bring the roots of its channels' largest activations to, about
+GRID_SCALE = 0.36  # does so on average, where no photos have been seen yet
 NEXT_TO_NOTHING = 1e-4  # activations of pool5 go up to about 100
 # torchvision counts convolutions, ReLUs and poolings alike.
 CONV_NAMES = tuple(f"features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
@@ -162,6 +163,13 @@ class GridEmbedding(nn.Module):
         self.dropout = nn.Dropout(drop_prob)
         if not self.position.is_meta:
             nn.init.normal_(self.position, std=0.02)
+
+    @torch.no_grad()
+    def fit_scale(self, grids: Tensor) -> None:
+        """Bring all channels to about the same range, by the largest activations in grids (N, G, C) of some photos."""
+        largest = grids.to(self.scale).amax(dim=(0, 1))
+        # A little more than what these photos show; a channel that they do not show is not blown up.
+        self.scale.copy_((LARGEST_ROOT / (1.2 * largest).sqrt()).clamp(max=4 * GRID_SCALE))
 
     def forward(self, grids: Tensor) -> Tensor:
         """(N, G, C), not negative, of any floating-point type → (N, G, E)."""

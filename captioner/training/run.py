@@ -33,6 +33,7 @@ from captioner.training.run_files import Progress
 from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
     files_of,
+    fit_grid,
     fresh_checkpoint,
     last_iteration,
     load_features,
@@ -179,6 +180,8 @@ def open_run(
             few = indices[:: math.ceil(len(indices) / 4)]
             warn_of_pixels(model, torch.from_numpy(np.stack([dataset.images[int(i)] for i in few])))
     features = load_features(options, trainer, dataset)
+    if not resumed and not options.start_from:
+        fit_grid(trainer, dataset, indices, features)
     batches = TrainingBatches(
         dataset,
         indices,

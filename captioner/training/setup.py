@@ -14,7 +14,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoding import decoding_for_new_model
-from captioner.model.encoder import VGG16_FC_WIDTH
+from captioner.model.encoder import VGG16_FC_WIDTH, GridEmbedding
 from captioner.model.grow_vocab import grow_vocab
 from captioner.runtime.precision import inference_dtype
 from captioner.runtime.processes import Processes
@@ -22,6 +22,8 @@ from captioner.training.feature_cache import cached_features
 from captioner.training.options import TrainingOptions
 from captioner.training.run_files import RunFiles
 from captioner.training.trainer import Rule, Trainer
+
+GRID_PHOTOS = 32  # that the scales of a new attending model are fitted to
 
 
 def files_of(options: TrainingOptions, stage: int | None = None) -> RunFiles:
@@ -167,3 +169,27 @@ def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) 
     features = load() if trainer.processes.is_main else None
     trainer.processes.wait()
     return load() if features is None else features
+
+
+def fit_grid(trainer: Trainer, dataset: Dataset, indices: np.ndarray, features: np.ndarray | None) -> None:
+    """Bring the channels of a new attending model to one range, by a few training photos; nothing for other models.
+
+    Args:
+        indices: the training images.
+        features: of `load_features`.
+    """
+    model, processes = trainer.model, trainer.processes
+    if not isinstance(model.encoder.embed, GridEmbedding):
+        return
+    few = indices[:: math.ceil(len(indices) / GRID_PHOTOS)]
+    if processes.is_main:
+        if features is not None:
+            grids = torch.from_numpy(features[few, 0])
+        else:
+            images = torch.from_numpy(np.stack([dataset.images[int(i)] for i in few]))
+            with torch.no_grad():
+                grids = torch.cat([model.cnn_features(part.to(trainer.device)) for part in images.split(8)])
+        model.encoder.embed.fit_scale(grids)
+    else:
+        model.encoder.embed.scale.zero_()
+    processes.sum_([model.encoder.embed.scale])  # all processes have the main one's
