@@ -3,6 +3,8 @@
 Letters: N images, M captions, D words of the longest, F width of the CNN feature, E encoding.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -112,7 +114,14 @@ def make_decoder(config: ModelConfig) -> Decoder | AttentionDecoder:
     return Decoder(*sizes, config.num_layers, config.drop_prob_lm)
 
 
-def build_model(checkpoint: Checkpoint, source: str = "checkpoint") -> CaptionModel:
+class Weights(Protocol):
+    """What a model is rebuilt from: a `Checkpoint`, which stands beside this file, not below it."""
+
+    config: ModelConfig
+    state_dict: dict[str, Tensor]
+
+
+def build_model(checkpoint: Weights, source: str = "checkpoint") -> CaptionModel:
     """The checkpoint's model on the CPU in float32, in evaluation mode.
 
     Raises:
