@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from captioner.data.image_mode import ImageMode
+from captioner.data.tar_files import read_member
 from captioner.errors import InputError
 from captioner.runtime.quantities import bytes_text
 
@@ -90,7 +91,8 @@ def read_image(path: str | Path, image_mode: ImageMode = "squash") -> np.ndarray
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file of sensible size; pipes, devices and folders are refused unopened.
+    """The bytes of a regular file of sensible size, also of one inside a tar archive (see `tar_files`); pipes, devices
+    and folders are refused unopened.
 
     Raises:
         InputError: with the reason.
@@ -106,14 +108,25 @@ def read_file(path: str | Path) -> bytes:
             )
         with open(path, "rb") as stream:
             data = stream.read(status.st_size)  # no more, even if it grows
-    except FileNotFoundError:
-        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
-        raise InputError(f"{path}: {reason}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        data = _read_from_archive(path)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read ({reason})") from error
     if not data:
         raise InputError(f"{path}: is empty")
+    return data
+
+
+def _read_from_archive(path: str | Path) -> bytes:
+    """A file that is none by itself: inside a tar archive, or missing."""
+    try:
+        data = read_member(str(path), MAX_FILE_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if data is None:
+        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
+        raise InputError(f"{path}: {reason}") from None
     return data
 
 

@@ -9,8 +9,10 @@ token      Flickr8k's and Flickr30k's "a.jpg#0<tab>caption"
 labels     "photos/a.jpg dog" per line: the label becomes the caption
 folder     photo.jpg with its captions, one per line, in photo.txt
 classes    a folder with one folder per class and no text: the class's name becomes the caption
+shard      a tar archive as WebDataset and img2dataset write them: 0001.jpg (.png, .webp) with 0001.txt or 0001.json
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,7 @@ from captioner.data.entries import (
 )
 from captioner.data.images import read_file
 from captioner.data.listing import list_images
+from captioner.data.tar_files import is_tar, list_members
 from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ SPLITS = ("train", "val", "test")
 # Karpathy's "restval" are COCO's validation images that he adds to the training set.
 _SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+_SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 _LABEL_FILES = ("labels.txt", "classes.txt", "names.txt")  # beside a list of numbered labels: line k names label k
 
 
@@ -91,19 +95,21 @@ def stream_records(path: str | Path, images_root: str | Path = "") -> Iterator[R
 
 def known_captions(path: Path, images_root: str | Path = "") -> Iterator[Record]:
     """The same of pictures that need no file: an id will do, and some may have a split and others not."""
-    if path.is_dir():
+    if is_tar(path):
+        yield from _read_shard(path, Path(images_root) if str(images_root) else path)
+    elif path.is_dir():
         yield from _read_folder(path, Path(images_root) if str(images_root) else path)
     else:
         yield from _records(path)
 
 
 def find_images_root(path: str | Path, first: Iterable[str], images_root: str) -> Path:
-    """The folder that file paths start from: `images_root`, else the folder given as input, else the working
+    """The folder that file paths start from: `images_root`, else the folder or shard given as input, else the working
     folder as in the original, else, where the `first` pictures are not there, the folder of the description."""
     path = Path(path)
     if images_root or not path.exists():
         return Path(images_root)
-    if path.is_dir():
+    if path.is_dir() or is_tar(path):
         return path
     probes = list(first)
     for root in (Path(), path.parent):
@@ -276,16 +282,19 @@ def _read_folder(folder: Path, images_root: Path) -> list[Record]:
     splits: list[str | None] = [None] * len(images)
     if not any(captions):
         captions, splits = _classes(folder, images)
-    records = []
-    for image, of_image, split in zip(images, captions, splits, strict=True):
-        try:
-            name = image.relative_to(images_root).as_posix()
-        except ValueError:
-            raise InputError(
-                f"{folder} is not in the images' root {images_root}", remedy="leave --images_root out"
-            ) from None
-        records.append(Record(name, of_image, None, split))
-    return records
+    return [
+        Record(_name_from(folder, image, images_root), of_image, None, split)
+        for image, of_image, split in zip(images, captions, splits, strict=True)
+    ]
+
+
+def _name_from(source: Path, image: Path, images_root: Path) -> str:
+    try:
+        return image.relative_to(images_root).as_posix()
+    except ValueError:
+        raise InputError(
+            f"{source} is not in the images' root {images_root}", remedy="leave --images_root out"
+        ) from None
 
 
 def _classes(folder: Path, images: list[Path]) -> tuple[list[list[str]], list[str | None]]:
@@ -307,10 +316,7 @@ def _classes(folder: Path, images: list[Path]) -> tuple[list[list[str]], list[st
 def _read_captions_beside(image: Path) -> list[str]:
     for candidate in (image.with_suffix(".txt"), image.with_name(image.name + ".txt")):
         if candidate.exists():
-            try:
-                return _text_lines(candidate)
-            except InputError as error:
-                log.warning("no captions taken from %s", error)
+            return _lines_or_warning(candidate)
     return []
 
 
@@ -320,3 +326,55 @@ def _text_lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: it is not UTF-8 text") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+# A shard
+
+
+def _read_shard(path: Path, images_root: Path) -> Iterator[Record]:
+    """Pictures of a tar archive with the text of the same name: as far as the archive is whole."""
+    try:
+        members = dict(list_members(str(path)))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    cut = members.pop("", None)
+    if cut is not None:
+        log.warning("%s: is damaged or cut off after byte %s; the pictures before are taken", path, f"{cut[0]:,}")
+    for name in members:
+        stem, suffix = _split_member(name)
+        if suffix in _SHARD_PICTURES:
+            file_path = _name_from(path, path / name, images_root)
+            if f"{stem}.json" in members:
+                yield _described_member(path / f"{stem}.json", file_path)
+            else:
+                text = path / f"{stem}.txt"
+                yield Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
+
+
+def _split_member(name: str) -> tuple[str, str]:
+    """What one sample's members have in common, and what tells them apart: WebDataset's rule, the first dot."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _described_member(path: Path, file_path: str) -> Record:
+    """img2dataset's json beside a picture; one that says nothing of use leaves the picture without a caption."""
+    try:
+        fields = json.loads(read_file(path))
+        if not isinstance(fields, dict):
+            raise InputError(f"{path}: is {short(fields)}", expected="an object")
+        if all(fields.get(key) is None for key in CAPTION_KEYS):
+            return Record(file_path, [])
+        return record_of(Entry({**fields, NAME_KEYS[0]: file_path}, str(path), "entry"))
+    except (ValueError, RecursionError, InputError) as error:
+        log.warning("no captions taken from %s", error if isinstance(error, InputError) else f"{path}: {error}")
+        return Record(file_path, [])
+
+
+def _lines_or_warning(path: Path) -> list[str]:
+    try:
+        return _text_lines(path)
+    except InputError as error:
+        log.warning("no captions taken from %s", error)
+        return []

@@ -1,0 +1,82 @@
+"""Files inside tar archives, named as if the archive were a folder: shards/00000.tar/000000012.jpg.
+
+An archive is gone through once for where its members lie; after that each is read without unpacking the others.
+Errors are OSErrors, as of other files, with a reason to read.
+"""
+
+import errno
+import functools
+import os
+import tarfile
+
+_MAGIC_OFFSET, _MAGIC = 257, b"ustar"  # POSIX and GNU
+
+
+def is_tar(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an uncompressed tar archive, by its first bytes."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(_MAGIC_OFFSET)
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def list_members(path: str) -> dict[str, tuple[int, int]]:
+    """Name → first byte and number of bytes of every regular file in an archive, in its order.
+
+    An archive that is cut off has the members before the cut, and under "" the place of the cut.
+    """
+    status = os.stat(path)
+    return _list_members(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(4)
+def _list_members(path: str, _: int, size: int) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                end = member.offset_data + member.size
+                if end > size:
+                    found[""] = size, 0
+                    break
+                if member.isreg() and not member.issparse():
+                    found[member.name] = member.offset_data, member.size
+    except tarfile.TarError as error:
+        if not found:
+            raise OSError(errno.EIO, f"damaged tar archive: {error}") from None
+        found[""] = end, 0
+    return found
+
+
+def read_member(path: str, most: int) -> bytes | None:
+    """The bytes of a file inside an archive; None where `path` names none.
+
+    Raises:
+        OSError: the archive is damaged or cannot be read, or the file holds more than `most` bytes.
+    """
+    archive = _archive_of(path)
+    if archive is None:
+        return None
+    place = list_members(archive).get(path[len(archive) + 1 :].replace(os.sep, "/"))
+    if place is None:
+        return None
+    first, count = place
+    if count > most:
+        raise OSError(errno.EFBIG, f"holds {count:,} bytes, more than {most:,}")
+    with open(archive, "rb") as stream:
+        stream.seek(first)
+        return stream.read(count)
+
+
+def _archive_of(path: str) -> str | None:
+    parent = os.path.dirname(path)
+    while parent and parent != os.path.dirname(parent):
+        if os.path.isfile(parent):
+            return parent if is_tar(parent) else None
+        if os.path.isdir(parent):
+            return None
+        parent = os.path.dirname(parent)
+    return None

@@ -1,0 +1,96 @@
+"""Shards as WebDataset and img2dataset write them: the same dataset as from the unpacked files."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import encoded, photo
+
+from captioner.cli import prepro
+from captioner.data.dataset import Dataset
+from captioner.data.images import read_file, read_image
+from captioner.data.records import read_records
+from captioner.errors import InputError
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def write_shard(path: Path, first: int, count: int) -> dict[str, bytes]:
+    """Pictures with a text each, every third with a json instead, in a tar archive; returns what is in it."""
+    files: dict[str, bytes] = {}
+    for number in range(first, first + count):
+        files[f"{number:05}.jpg"] = encoded(photo(64, 48, seed=number), "JPEG")
+        if number % 3:
+            files[f"{number:05}.txt"] = f"A dog number {number}.\nTwo dogs.".encode()
+        else:
+            described = {"caption": f"A cat number {number}.", "key": f"{number:05}", "url": "http://a/b.jpg"}
+            files[f"{number:05}.json"] = json.dumps(described).encode()
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in files.items():
+            add(archive, name, data)
+    return files
+
+
+def test_members_read_as_files(tmp_path: Path) -> None:
+    files = write_shard(tmp_path / "0.tar", 0, 4)
+    for name, data in files.items():
+        assert read_file(tmp_path / "0.tar" / name) == data
+    for missing in (tmp_path / "0.tar" / "nothing.jpg", tmp_path / "nothing.tar" / "a.jpg"):
+        with pytest.raises(InputError, match="no such file"):
+            read_file(missing)
+    assert [(record.file_path, record.captions) for record in read_records(tmp_path / "0.tar")] == [
+        ("00000.jpg", ["A cat number 0."]),
+        ("00001.jpg", ["A dog number 1.", "Two dogs."]),
+        ("00002.jpg", ["A dog number 2.", "Two dogs."]),
+        ("00003.jpg", ["A cat number 3."]),
+    ]
+    assert read_records(tmp_path / "0.tar", tmp_path)[0].file_path == "0.tar/00000.jpg"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_several_shards_are_one_dataset(tmp_path: Path, workers: str) -> None:
+    shards = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    for number, shard in enumerate(shards):
+        write_shard(shard, 5 * number, 5)
+    argv = ["--input_json", *map(str, shards), "--num_val", "2", "--num_workers", workers]
+    argv += ["--word_count_threshold", "0"]
+    assert prepro.main([*argv, "--output_h5", f"{tmp_path}/data.h5", "--output_json", f"{tmp_path}/data.json"]) == 0
+    dataset = Dataset.open(tmp_path / "data.h5", tmp_path / "data.json")
+    assert [entry["file_path"] for entry in dataset.info] == [f"{n // 5}.tar/{n:05}.jpg" for n in range(10)]
+    assert [entry["source"] for entry in dataset.info] == ["0"] * 5 + ["1"] * 5
+    for entry, pixels in zip(dataset.info, dataset.images, strict=True):
+        assert np.array_equal(pixels, read_image(tmp_path / entry["file_path"]))
+    assert dataset.vocab.decode(dataset.captions_of(4)[0].tolist()) == "a dog number 4"
+
+
+def test_what_is_broken_costs_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shard = tmp_path / "0.tar"
+    with tarfile.open(shard, "w") as archive:
+        add(archive, "broken.jpg", b"no picture")
+        add(archive, "broken.json", b'{"caption": "A dog."}')
+        add(archive, "whole.jpg", encoded(photo(), "JPEG"))
+        add(archive, "whole.json", b"{")
+        add(archive, "other.jpg", encoded(photo(seed=1), "JPEG"))
+        add(archive, "other.txt", b"A cat.")
+    argv = ["--input_json", str(shard), "--num_val", "0", "--word_count_threshold", "0", "--num_workers", "0"]
+    assert prepro.main([*argv, "--output_h5", f"{tmp_path}/data.h5", "--output_json", f"{tmp_path}/data.json"]) == 0
+    described = json.loads((tmp_path / "data.json").read_text())
+    assert [entry["file_path"] for entry in described["images"]] == ["other.jpg"]
+    assert {entry["file_path"]: entry["reason"] for entry in described["skipped"]} == {
+        "whole.jpg": "has no caption",
+        "broken.jpg": "is text, not a picture",
+    }
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: whole.index(b"other.txt") + 600])  # within the last text
+    assert [record.file_path for record in read_records(shard)] == ["broken.jpg", "whole.jpg", "other.jpg"]
+    assert "is damaged or cut off after byte" in capsys.readouterr().err
+    (tmp_path / "damaged.tar").write_bytes(bytes(257) + b"ustar" + b"x" * 1000)
+    with pytest.raises(InputError, match="damaged.tar: cannot be read"):
+        read_records(tmp_path / "damaged.tar")
