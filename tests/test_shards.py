@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,24 @@ def test_several_shards_are_one_dataset(tmp_path: Path, workers: str) -> None:
     for entry, pixels in zip(dataset.info, dataset.images, strict=True):
         assert np.array_equal(pixels, read_image(tmp_path / entry["file_path"]))
     assert dataset.vocab.decode(dataset.captions_of(4)[0].tolist()) == "a dog number 4"
+
+
+def test_caption_eval_takes_shards(tmp_path: Path, tiny_model: Path, command: Callable) -> None:
+    """The same captions as of the unpacked files."""
+    unpacked = tmp_path / "0"
+    unpacked.mkdir()
+    for name, data in write_shard(tmp_path / "0.tar", 0, 3).items():
+        (unpacked / name).write_bytes(data)
+    lines = []
+    for source in (tmp_path / "0.tar", unpacked):
+        argv = ["--model", tiny_model, "--gpuid", -1, "--dump_images", 0, "--vis_dir", tmp_path / "vis"]
+        done = command("eval", source, *argv)
+        assert done.returncode == 0, done.stderr
+        lines.append([line.rpartition("  (")[0] for line in done.stdout.splitlines()])
+    assert lines[0] == lines[1] and len(lines[0]) == 3
+    assert f"({tmp_path}/0.tar/00001.jpg)" in command("eval", f"{tmp_path}/*.tar", *argv).stdout
+    done = command("eval", tmp_path / "0.tar", *argv, "--write_txt", 1)
+    assert done.returncode == 1 and "not into archives" in done.stderr
 
 
 def test_what_is_broken_costs_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -232,9 +232,12 @@ def check_options(opt: argparse.Namespace) -> None:
     if opt.write_txt and not (opt.pictures or opt.image_folder):
         raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
     from captioner.data.listing import is_address
+    from captioner.data.tar_files import is_tar
 
     if opt.write_txt and any(map(is_address, opt.pictures)):
         raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
+    if opt.write_txt and any(map(is_tar, opt.pictures)):
+        raise InputError("--write_txt writes beside photos, not into archives", remedy="use --output")
     if not opt.write_txt:
         for name, given in (
             ("only_missing", opt.only_missing),

@@ -1,11 +1,15 @@
 """The pictures of a folder, in the order in which people count them."""
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from captioner.data.images import has_image_suffix, starts_like_image
+from captioner.data.tar_files import list_members
 from captioner.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _LONG_SEARCH = 20_000  # files
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
@@ -69,3 +73,18 @@ def find_in_subfolders(folder: str | Path) -> Path | None:
 def _is_listed(path: str) -> bool:
     name = os.path.basename(path)
     return not name.startswith("._") and (has_image_suffix(name) or starts_like_image(path))
+
+
+def list_shard(path: str) -> list[str]:
+    """The pictures in a tar archive, in its order, each named as if the archive were a folder.
+
+    Raises:
+        InputError: the archive cannot be read.
+    """
+    try:
+        members = list_members(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if "" in members:
+        log.warning("%s: is damaged or cut off after byte %s; what is before is taken", path, f"{members[''][0]:,}")
+    return [f"{path}/{name}" for name in members if has_image_suffix(name)]

@@ -32,7 +32,7 @@ from captioner.data.entries import (
     text_of,
 )
 from captioner.data.images import read_file
-from captioner.data.listing import list_images
+from captioner.data.listing import list_images, list_shard
 from captioner.data.tar_files import is_tar, list_members
 from captioner.errors import InputError
 
@@ -42,7 +42,6 @@ SPLITS = ("train", "val", "test")
 # Karpathy's "restval" are COCO's validation images that he adds to the training set.
 _SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-_SHARD_PICTURES = ("jpg", "jpeg", "png", "webp")
 _LABEL_FILES = ("labels.txt", "classes.txt", "names.txt")  # beside a list of numbered labels: line k names label k
 
 
@@ -333,29 +332,18 @@ def _text_lines(path: Path) -> list[str]:
 
 def _read_shard(path: Path, images_root: Path) -> Iterator[Record]:
     """Pictures of a tar archive with the text of the same name: as far as the archive is whole."""
-    try:
-        members = dict(list_members(str(path)))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    cut = members.pop("", None)
-    if cut is not None:
-        log.warning("%s: is damaged or cut off after byte %s; the pictures before are taken", path, f"{cut[0]:,}")
-    for name in members:
-        stem, suffix = _split_member(name)
-        if suffix in _SHARD_PICTURES:
-            file_path = _name_from(path, path / name, images_root)
-            if f"{stem}.json" in members:
-                yield _described_member(path / f"{stem}.json", file_path)
-            else:
-                text = path / f"{stem}.txt"
-                yield Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
-
-
-def _split_member(name: str) -> tuple[str, str]:
-    """What one sample's members have in common, and what tells them apart: WebDataset's rule, the first dot."""
-    folder, slash, last = name.rpartition("/")
-    stem, _, suffix = last.partition(".")
-    return folder + slash + stem, suffix.lower()
+    pictures = list_shard(str(path))
+    members = list_members(str(path))
+    for picture in pictures:
+        name = picture[len(str(path)) + 1 :]
+        folder, slash, last = name.rpartition("/")
+        stem = folder + slash + last.partition(".")[0]  # WebDataset's rule: a sample's name ends at the first dot
+        file_path = _name_from(path, path / name, images_root)
+        if f"{stem}.json" in members:
+            yield _described_member(path / f"{stem}.json", file_path)
+        else:
+            text = path / f"{stem}.txt"
+            yield Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
 
 
 def _described_member(path: Path, file_path: str) -> Record:
