@@ -26,7 +26,7 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
         photos.mkdir()
-        _make_photos(photos)
+        make_photos(photos)
         plain = vgg16(weights=None).eval()
         batch = torch.randn(16, 3, 224, 224)
         columns: dict[str, list[float]] = {}
@@ -69,7 +69,7 @@ def _limits(plain_rate: float) -> dict[str, float]:
     return limits
 
 
-def _make_photos(folder: Path) -> None:
+def make_photos(folder: Path) -> None:
     """JPEGs of 224×224 with smooth random content."""
     rng = np.random.default_rng(0)
     for number in range(NUM_PHOTOS):
