@@ -14,7 +14,6 @@ from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
 from captioner.model.encoder import CONVS_BEFORE_POOL, Encoder, Normalise
-from captioner.model.record import Checkpoint
 
 
 class CaptionModel(nn.Module):
