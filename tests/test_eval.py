@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from captioner.cli.eval import build_parser, run_name
+from captioner.inference.sources import open_folder
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 
@@ -213,6 +217,21 @@ def test_resuming_another_run_is_refused(model, photos, command, tmp_path):
     done = command("eval", "--model", model, "--image_folder", photos, *CPU, "--output", output, "--resume", 1)
     assert done.returncode == 1
     assert "belongs to a run with another model" in done.stderr
+
+
+def test_another_folder_or_model_of_the_same_name_is_another_run(model, photos, tmp_path):
+    def name(model: Path, folder: Path, *more: str) -> str:
+        opt = build_parser().parse_args(["--model", str(model), "--image_folder", str(folder), *more])
+        return run_name(opt, open_folder(str(folder), False, -1))
+
+    mine, copied = tmp_path / "model.pt", tmp_path / "photos"
+    shutil.copy(model, mine)
+    shutil.copytree(photos, copied)
+    first = name(mine, photos)
+    assert name(mine, photos / ".." / photos.name, "--references", "r.json", "--language_eval") == first
+    assert len({first, name(mine, copied), name(model, photos), name(mine, photos, "--beam_size", "3")}) == 4
+    os.utime(mine, (1, 1))
+    assert name(mine, photos) != first
 
 
 def test_two_processes_give_the_same_bytes_as_one(model, photos, tmp_path):

@@ -27,6 +27,7 @@ from captioner.cli.options import (
 )
 from captioner.cli.search_options import add_search_options, search_keywords
 from captioner.errors import InputError
+from captioner.runtime.files import identity_of
 
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     from captioner.inference.model import Model
@@ -367,10 +368,12 @@ def make_sidecars(opt: argparse.Namespace) -> "Sidecars":
 
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
-    """The same for the same run: for the same options, but those that change no caption, and the same images."""
+    """The same for the same run: for the same options, but those that change no caption, and the same images and
+    models, whatever they are called."""
     ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
+    ignored |= {"references", "language_eval", "id", "dump_path", "model", "image_folder"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
-    text = json.dumps([options, source.identity()], sort_keys=True)
+    text = json.dumps([options, [identity_of(path) for path in opt.model], source.identity()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

@@ -16,6 +16,7 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.listing import find_in_subfolders, list_images
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
+from captioner.runtime.files import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class FileSource:
         return []  # files come without captions
 
     def identity(self) -> str:
-        return _digest(info["file_path"] for _, info in self.files)
+        return _digest(identity_of(path) for path, _ in self.files)
 
 
 class SplitSource:
@@ -144,7 +145,8 @@ class SplitSource:
         return known
 
     def identity(self) -> str:
-        return _digest(json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
+        described = (json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
+        return _digest([identity_of(self.dataset.h5_path), *described])
 
 
 def open_folder(folder: str, recursive: bool, limit: int) -> FileSource:

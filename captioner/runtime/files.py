@@ -120,6 +120,16 @@ def require_writable_folder(folder: str | Path, purpose: str) -> Path:
     return folder
 
 
+def identity_of(path: str | Path) -> str:
+    """The same for the same file with the same content, as far as its place, size and time tell."""
+    place = os.path.realpath(path)
+    try:
+        found = os.stat(place)
+    except (OSError, ValueError):  # its reader will have something to say
+        return place
+    return f"{place}\0{found.st_size}\0{found.st_mtime_ns}"
+
+
 def cannot_write(path: str | Path, error: OSError) -> InputError:
     """The line for a failed write: the file, the system's reason, and what helps."""
     return InputError(
