@@ -52,7 +52,7 @@ class Browser:
     def press(self, *keys: str) -> None:
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
 
-    def look(self, width: int = 1200, height: int = 800, scheme: str = "light") -> None:
+    def look(self, width: int = 1300, height: int = 800, scheme: str = "light") -> None:
         """Set the size of the view and the colour scheme of the reader."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

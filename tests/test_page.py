@@ -123,7 +123,16 @@ def test_search_and_order(browser, serve, folder):
 def test_scores_of_caption_score_show_with_their_intervals(browser, serve, folder, command):
     references = [{"id": n, "captions": ["a cat sits", "two dogs play"]} for n in (1, 2, 3)]
     (folder / "references.json").write_text(json.dumps(references))
-    arguments = ("--references", folder / "references.json", "--metrics", "rouge_l", "--output", folder / "scores.json")
+    arguments = (
+        "--references",
+        folder / "references.json",
+        "--metrics",
+        "rouge_l",
+        "--output",
+        folder / "scores.json",
+        "--overwrite",
+        1,
+    )
     assert command("score", "--predictions", folder / "vis.json", *arguments).returncode == 0
     browser.open(serve(folder).address)
     browser.wait(lambda: browser.all(".card"))
@@ -267,7 +276,8 @@ def test_dark_and_narrow_views(browser, serve, folder):
     light = background()
     browser.look(scheme="dark")
     assert background() != light
-    for width in (320, 700, 2000):
+    address += "#show=below"  # with its slider
+    for width in (320, 700, 1130, 1200, 1280, 1340, 2000):
         browser.look(width)
         background()
         assert browser.run("return document.documentElement.scrollWidth") <= width
