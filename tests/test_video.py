@@ -217,8 +217,10 @@ def test_formats_that_cannot_be_written(command, stand_in, clip, tmp_path, name)
 
 def test_the_input_is_never_overwritten(command, stand_in, clip):
     before = clip.read_bytes()
-    done = command("video", "--input", clip, "--output", clip.parent / "." / clip.name)
-    assert done.returncode == 1 and "is the input itself" in done.stderr and clip.read_bytes() == before
+    for option in ("--output", "--srt", "--vtt", "--jsonl"):
+        done = command("video", "--input", clip, option, clip.parent / "." / clip.name)
+        assert done.returncode == 1 and "is an input of this command" in done.stderr, option
+        assert clip.read_bytes() == before
 
 
 def test_a_signal_leaves_whole_files(clip, tmp_path):

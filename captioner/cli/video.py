@@ -96,7 +96,7 @@ def check_outputs(opt: argparse.Namespace, is_camera: bool) -> None:
     """Refuse what cannot be written before the work starts.
 
     Raises:
-        InputError: a folder is missing, a format is unknown, or the input would be overwritten.
+        InputError: a folder is missing, or a format is unknown.
     """
     from captioner.runtime.files import require_writable_folder
     from captioner.video.annotated import require_known_format
@@ -106,11 +106,8 @@ def check_outputs(opt: argparse.Namespace, is_camera: bool) -> None:
     if opt.output:
         require_known_format(Path(opt.output))
     for name in ("output", "srt", "vtt", "jsonl"):
-        path = Path(getattr(opt, name))
         if getattr(opt, name):
-            require_writable_folder(path.parent, f"--{name}")
-            if not is_camera and path.resolve() == Path(opt.input).resolve():
-                raise InputError(f"--{name} {path}: is the input itself", remedy="choose another name")
+            require_writable_folder(Path(getattr(opt, name)).parent, f"--{name}")
 
 
 def load(opt: argparse.Namespace) -> "CaptionPictures":
