@@ -205,6 +205,9 @@ class Trainer:
         """Let the whole batch, in pieces that the memory takes, leave its gradients, summed over all processes.
 
         Processes need not agree on the number of pieces: they meet only when all of their pieces are done.
+        (DistributedDataParallel sums gradients during the last backward pass. A process that runs out of memory there
+        and starts over would leave the others waiting in a sum that it has left; and its means per process would have
+        to be turned into this sum over all targets.)
 
         Args:
             batch: this process's share of the global batch.
