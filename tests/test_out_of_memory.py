@@ -38,14 +38,16 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int, where: str) -> li
     tried: list[int] = []
     whole = CaptionModel.loss_sum
 
-    def loss_sum(self: CaptionModel, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss_sum(
+        self: CaptionModel, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, *rest: float
+    ) -> tuple[Tensor, int]:
         if not self.training:
-            return whole(self, encodings, image_of_caption, labels)
+            return whole(self, encodings, image_of_caption, labels, *rest)
         tried.append(len(labels) // CAPTIONS)
         too_large = tried[-1] > images
         if too_large and where == "forward":
             raise torch.OutOfMemoryError("injected")
-        total, count = whole(self, encodings, image_of_caption, labels)
+        total, count = whole(self, encodings, image_of_caption, labels, *rest)
         return (_FailsInBackward.apply(total) if too_large else total), count
 
     monkeypatch.setattr(CaptionModel, "loss_sum", loss_sum)
@@ -115,11 +117,11 @@ import os, sys, torch
 from captioner.cli.train import main
 from captioner.model.caption_model import CaptionModel
 whole = CaptionModel.loss_sum
-def loss_sum(self, encodings, image_of_caption, labels):
+def loss_sum(self, encodings, image_of_caption, labels, *rest):
     if self.training and os.environ.get("RANK") == "1" and len(labels) > 2:
         print("injected", file=sys.stderr)
         raise torch.OutOfMemoryError("injected")
-    return whole(self, encodings, image_of_caption, labels)
+    return whole(self, encodings, image_of_caption, labels, *rest)
 CaptionModel.loss_sum = loss_sum
 sys.exit(main())
 """

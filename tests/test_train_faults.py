@@ -52,7 +52,7 @@ def assert_state_is_good(folder: Path, iteration: int) -> None:
     assert state.checkpoint.record.iteration == iteration >= last.record.iteration >= best.record.iteration
     for checkpoint in (state.checkpoint, last, best):
         assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
-    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json"}
+    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".html"}
 
 
 def assert_goes_on(data: list, folder: Path, undisturbed: Path, command) -> None:
@@ -77,8 +77,8 @@ def test_nan(where, iteration, undisturbed, data, command, tmp_path, monkeypatch
     """In the loss of iteration 6; in the gradient of iteration 7 alone, right before a checkpoint is due."""
     whole, calls = CaptionModel.loss_sum, []
 
-    def loss_sum(self, encodings, image_of_caption, labels):
-        total, count = whole(self, encodings, image_of_caption, labels)
+    def loss_sum(self, encodings, image_of_caption, labels, *rest):
+        total, count = whole(self, encodings, image_of_caption, labels, *rest)
         if self.training:
             calls.append(len(labels))
             if len(calls) == iteration + 1:
@@ -113,11 +113,11 @@ def test_h5_that_is_cut_during_training(undisturbed, data, tiny_dataset, command
     shutil.copy(tiny_dataset[0], cut)
     whole, calls = CaptionModel.loss_sum, []
 
-    def loss_sum(self, encodings, image_of_caption, labels):
+    def loss_sum(self, encodings, image_of_caption, labels, *rest):
         calls.append(self.training)
         if sum(calls) == 6:
             os.truncate(cut, 4_000_000)
-        return whole(self, encodings, image_of_caption, labels)
+        return whole(self, encodings, image_of_caption, labels, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(CaptionModel, "loss_sum", loss_sum)
