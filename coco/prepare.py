@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from captioner.cli.options import Parser, run
+from captioner.cli.options import Parser, add_overwrite, run
 from captioner.data.records import Record, read_records
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--splits", default="", help="Karpathy's dataset_coco.json; alone, its captions are used as well")
     p.add_argument("--output", default="coco_raw.json", help="input for caption-prepro")
     p.add_argument("--urls", default="", help="also write this list for caption-download")
+    add_overwrite(p)
     return p
 
 

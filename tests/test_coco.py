@@ -81,9 +81,12 @@ def test_karpathys_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert prepare.main([*argv, "--annotations", *map(str, paths)]) == 0
     both = read_records(output)
     assert [(record.id, record.split, len(record.captions)) for record in both] == [(1, "test", 2), (2, "train", 2)]
-    assert prepare.main(argv) == 0
+    assert prepare.main(argv) == 1  # a list of records may be anybody's
+    assert read_records(output) == both
+    assert prepare.main([*argv, "--overwrite"]) == 0
     assert read_records(output)[0].captions == ["His words."]
-    assert prepare.main(["--output", str(output)]) == 1
+    capsys.readouterr()
+    assert prepare.main(["--output", str(output), "--overwrite"]) == 1
     assert "--annotations" in capsys.readouterr().err
 
 

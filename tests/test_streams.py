@@ -95,6 +95,7 @@ def test_what_the_system_refuses_is_one_line(error):
 
 INTERRUPTED = """
 import importlib, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have it ignored
 class Interrupt:
     def find_spec(self, name, *_):
         if name == AT:

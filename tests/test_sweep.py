@@ -98,14 +98,16 @@ def test_a_killed_and_a_stopped_sweep_go_on(ranges, command, tmp_path, monkeypat
     assert resumed[0] == "10" and int(resumed[1]) > 32
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["trial"], row["state"]) for row in rows] == [("0", "done"), ("1", "failed")]
-    assert rows[1]["reason"].startswith("--drop_prob_lm is 1.5")
+    assert "--drop_prob_lm: '1.5' is out of range" in rows[1]["reason"]
     report = json.loads((folder / "model_idtrial0.json").read_text())
     best = max(scores["CIDEr"] for scores in report["val_lang_stats_history"].values())
     assert float(rows[0]["CIDEr"]) == pytest.approx(best)
     assert float(rows[0]["learning_rate"]) == pytest.approx(report["opt"]["learning_rate"])
     assert float(rows[0]["drop_prob_lm"]) == report["opt"]["drop_prob_lm"]
     assert report["iter"] == 60
-    assert "--drop_prob_lm is 1.5" in done.stdout and done.stdout.startswith("| trial | state | CIDEr |")
+    assert "--drop_prob_lm: '1.5' is out of range" in done.stdout and done.stdout.startswith(
+        "| trial | state | CIDEr |"
+    )
     assert (folder / "results.md").read_text() == done.stdout
     assert ElementTree.parse(folder / "results.svg").getroot().tag.endswith("svg")
     assert {path.name for path in folder.glob("*.pt")} == {"model_idtrial0.pt"}

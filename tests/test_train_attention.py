@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -38,7 +39,7 @@ def test_it_learns_to_name_colours_from_cached_grids(data, tiny_dataset, command
         "--checkpoint_path", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (cache,) = tiny_dataset[0].parent.glob("features-pool5-grid-*.npy")
+    cache = re.search(r"features: .*?(/\S+grid-\S+\.npy)", done.stderr)[1]
     grids = np.load(cache, mmap_mode="r")
     assert grids.shape == (28, 5, 49, 12) and grids.dtype == np.float16 and grids.max() > 0
     # The channels are brought to one range by all training photos, 16 being few.
@@ -121,7 +122,6 @@ def test_a_plan_counts_its_grids(data, command, tmp_path):
         (["--cnn_layer", "fc7"], "decoder attention looks at the grid of pool5, not at fc7"),
         (["--num_layers", 2], "decoder attention has two LSTMs of one layer"),
         (["--attention_heads", 5], "rnn_size 24 is no multiple of the 5 attention heads"),
-        (["--start_from", "bundled"], "--decoder attention: bundled has the decoder lstm"),
     ],
 )
 def test_contradictions_are_one_line(wrong, message, data, command, tmp_path):
@@ -129,6 +129,12 @@ def test_contradictions_are_one_line(wrong, message, data, command, tmp_path):
     done = command("train", *data, *cnn, *wrong, "--max_iters", 1, "--checkpoint_path", tmp_path)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_another_decoder_is_no_start(data, command, tiny_model, tmp_path):
+    done = command("train", *data, "--start_from", tiny_model, "--max_iters", 1, "--checkpoint_path", tmp_path)
+    assert done.returncode == 1
+    assert f"--decoder attention: {tiny_model} has the decoder lstm" in done.stderr.splitlines()[-1]
 
 
 def test_two_processes_train_what_one_trains(data, command, tmp_path):

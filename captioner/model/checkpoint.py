@@ -20,7 +20,7 @@ from captioner.runtime.files import atomic_write
 
 FORMAT_VERSIONS = (1, 2)  # 2 knows attending models; others are written as 1, for older readers
 ASSETS = Path(str(resources.files("captioner"))) / "assets"  # what comes with the package
-BUNDLED_MODEL = "captioner-flickr8k.pt"
+BUNDLED_MODEL = "captioner-vgg16.pt"
 
 StorageType = Literal["float32", "float16", "int8"]
 

@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "language_eval": True,
         },
     },
-    # Stage 1 is how the bundled model was trained. An evaluation per epoch of 6,000 photos. In stage 2 the lower
+    # Stage 1 is how the first bundled model was trained. An evaluation per epoch of 6,000 photos. In stage 2 the lower
     # convolution blocks stay: edges and textures are the same in all photos, and 6,000 of them are few.
     "flickr8k": {
         1: {
