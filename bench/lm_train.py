@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.gpu_train import make_trainer
 from bench.timing import interleave, milliseconds, ratio
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, FeatureInputs, KnownCaptions
 from captioner.model.config import DecoderKind, ModelConfig
 from captioner.model.packed_captions import caption_targets
 from captioner.runtime.memory import keep_freed_memory
@@ -56,10 +56,8 @@ def our_iteration(
     widths = (1,) * 12 + (WIDTH,)
     config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=widths, decoder=decoder)
     trainer = make_trainer(config, features.device, dtype)
-    image_of_caption = torch.arange(IMAGES, device=features.device).repeat_interleave(CAPTIONS)
-    batch = Batch(
-        [{}] * IMAGES, list(range(IMAGES)), features=features, labels=labels, image_of_caption=image_of_caption
-    )
+    captions = KnownCaptions(labels, torch.arange(IMAGES).repeat_interleave(CAPTIONS))
+    batch = Batch([{}] * IMAGES, list(range(IMAGES)), FeatureInputs(features), captions)
     return lambda: update(trainer, batch, 0, rate_factor=1.0, finetune=False).item()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from captioner.data.batch import PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel, build_model
@@ -37,7 +38,7 @@ def test_the_grid_is_that_whose_average_is_pool5(checkpoint):
     # Row by row: cell 7·y + x of the grid is row y, column x of the last block.
     last = attending.encoder.features(attending.normalise(images[:, :, 15:239, 15:239]))
     torch.testing.assert_close(grid[:, 7 * 2 + 5], last[:, :, 2, 5])
-    assert attending.encode(images).shape == (2, 49, 6)
+    assert attending.encode(PixelInputs(images)).shape == (2, 49, 6)
 
 
 def test_the_embedding_of_a_grid_is_its_formula_and_has_finite_gradients():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import captioner
+from captioner.data.batch import PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.model import Model
@@ -110,8 +111,8 @@ def test_both_kinds_of_decoder_caption_together(first, tmp_path):
     pixels = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
     networks = [build_model(load_checkpoint(path)) for path in paths]
     with torch.no_grad():
-        logprobs = [net.decoder(net.encode(pixels), torch.tensor([[2]]))[0, -2, 1] for net in networks]
-    state = EnsembleState(tuple(net.decoder.start(net.encode(pixels)) for net in networks))
+        logprobs = [net.decoder(net.encode(PixelInputs(pixels)), torch.tensor([[2]]))[0, -2, 1] for net in networks]
+    state = EnsembleState(tuple(net.decoder.start(net.encode(PixelInputs(pixels))) for net in networks))
     with torch.no_grad():
         mean, _ = ensemble_step([net.decoder.step for net in networks])(torch.tensor([6]), state)
     assert float(mean[0, 1].exp()) == pytest.approx(sum(float(x.exp()) for x in logprobs) / 2, abs=1e-6)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import captioner
+from captioner.data.batch import PixelInputs
 from captioner.data.images import crop
 from captioner.inference.explain import heat_maps, word_heat
 from captioner.model.caption_model import CaptionModel
@@ -56,7 +57,7 @@ def test_where_a_model_attends_its_attention_is_the_map():
     model = CaptionModel(config).eval()
     images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     with torch.no_grad():
-        weights = model.decoder.attention(model.encode(images), torch.tensor([[1, 2], [7, 0]]))
+        weights = model.decoder.attention(model.encode(PixelInputs(images)), torch.tensor([[1, 2], [7, 0]]))
     maps = heat_maps(model, images, [[1, 2], [7]])
     for found, wanted in ((maps[0][0], weights[0, 0]), (maps[0][1], weights[0, 1]), (maps[1][0], weights[1, 0])):
         assert np.frombuffer(found, np.uint8) == pytest.approx((255 * wanted / wanted.max()).numpy(), abs=1)

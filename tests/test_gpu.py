@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_decoder import make_decoder
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import evaluate_batch
@@ -34,10 +34,11 @@ def make_batch() -> Batch:
     return Batch(
         info=[{}] * 4,
         positions=list(range(4)),
-        images=torch.randint(0, 256, (4, 3, 256, 256), dtype=torch.uint8, generator=generator),
-        offsets=torch.tensor([[0, 31], [16, 16], [31, 0], [7, 9]]),
-        labels=labels,
-        image_of_caption=torch.arange(4).repeat_interleave(2),
+        inputs=PixelInputs(
+            torch.randint(0, 256, (4, 3, 256, 256), dtype=torch.uint8, generator=generator),
+            torch.tensor([[0, 31], [16, 16], [31, 0], [7, 9]]),
+        ),
+        captions=KnownCaptions(labels, torch.arange(4).repeat_interleave(2)),
     )
 
 

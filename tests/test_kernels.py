@@ -9,7 +9,7 @@ from conftest import TINY_WORDS
 from torch import Tensor
 
 from captioner import kernels
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.load import make_captioner
@@ -53,9 +53,8 @@ def make_batch() -> Batch:
     return Batch(
         info=[{}] * 3,
         positions=[0, 1, 2],
-        images=torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8, generator=generator),
-        labels=labels,
-        image_of_caption=torch.tensor([0, 0, 0, 1, 2, 2]),
+        inputs=PixelInputs(torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8, generator=generator)),
+        captions=KnownCaptions(labels, torch.tensor([0, 0, 0, 1, 2, 2])),
     )
 
 
@@ -104,9 +103,8 @@ def make_trainer_of(dtype: torch.dtype) -> Trainer:
 
 def losses_and_gradients(model: CaptionModel) -> list[Tensor]:
     batch = make_batch()
-    assert batch.image_of_caption is not None and batch.labels is not None
     model.zero_grad()
-    total, count = model(batch.images, batch.image_of_caption, batch.labels)
+    total, count = model(batch.inputs, batch.captions)
     (total / count).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None for gradient in gradients)

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_WORDS
 from PIL import Image
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
@@ -116,7 +116,7 @@ def test_ranking_unknown_words_and_unreadable_pictures(model: Path, photos: Path
 def test_a_word_that_cannot_be_said_makes_a_caption_impossible(tiny_cnn: Path) -> None:
     words = [word if word != "UNK" else "zoo" for word in TINY_WORDS]
     captioner = Captioner([tiny_model(tiny_cnn, 3)], Vocab(words), torch.device("cpu"), torch.float32)
-    batch = Batch(info=[{}], positions=[0], images=torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    batch = Batch(info=[{}], positions=[0], inputs=PixelInputs(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)))
     ((_, judged),) = likelihoods(captioner, [batch], [["a zebra", "a zoo"]])
     assert judged[0].logprob == -math.inf
     assert judged[0].confidence == 0
@@ -149,7 +149,7 @@ def test_models_average_and_batches_do_not_matter(tiny_cnn: Path) -> None:
         [" ".join(generator.choice(TINY_WORDS[:-1], size=generator.integers(1, 9))) for _ in range(CAPTIONS_AT_ONCE)]
         for _ in range(3)
     ]
-    whole = Batch(info=[{}] * 3, positions=[0, 1, 2], images=images)
+    whole = Batch(info=[{}] * 3, positions=[0, 1, 2], inputs=PixelInputs(images))
 
     def judge(models: list[CaptionModel], batches: list[Batch]) -> np.ndarray:
         captioner = Captioner(models, Vocab(TINY_WORDS), torch.device("cpu"), torch.float32)

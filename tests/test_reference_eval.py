@@ -18,6 +18,7 @@ from reference_set import REFERENCE
 from captioner.cli import convert as convert_command
 from captioner.cli import eval as eval_command
 from captioner.convert.neuraltalk2 import load_neuraltalk2
+from captioner.data.batch import PixelInputs
 from captioner.data.images import crop, read_image
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.encoder import Normalise
@@ -50,7 +51,7 @@ def expected_captions(run: dict[str, Any]) -> dict[str, str]:
 
 def captions(model: CaptionModel, images: torch.Tensor, beam_size: int, keep_finished: bool) -> list[Hypothesis]:
     with torch.no_grad():
-        features = model.encode(images)
+        features = model.encode(PixelInputs(images))
         found = search(
             model.decoder.step,
             model.decoder.start(features),
@@ -129,7 +130,7 @@ def losses(model: CaptionModel, data: dict[str, np.ndarray], split: str, batches
     for batch in batches:
         labels = torch.from_numpy(data[f"{split}_labels"][batch])
         with torch.no_grad():
-            encodings = model.encode(torch.from_numpy(data[f"{split}_images"][batch]))
+            encodings = model.encode(PixelInputs(torch.from_numpy(data[f"{split}_images"][batch])))
             image_of_caption = torch.arange(len(labels)).repeat_interleave(labels.shape[1])
             total, count = model.loss_sum(encodings, image_of_caption, labels.flatten(0, 1))
             out.append(total.item() / count)

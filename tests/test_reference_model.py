@@ -11,6 +11,7 @@ from PIL import Image
 from reference_set import REFERENCE
 
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
+from captioner.data.batch import PixelInputs
 from captioner.data.images import crop
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint
@@ -106,7 +107,7 @@ def test_features_of_the_images(stem: str) -> None:
     with torch.no_grad():
         x = m.normalise(crop(pixels()))
         cnn = m.cnn_features(pixels())
-        features = m.encode(pixels())
+        features = m.encode(PixelInputs(pixels()))
         projected = m.encoder.embed(cnn)
     assert_close(features, z["features"], 1e-4, "features")
     if "fc7_after_dropout" in z:
@@ -159,7 +160,7 @@ def test_gradients_of_every_layer_of_the_cnn(stem: str) -> None:
     z = arrays(stem)
     m = build_model(converted(stem)).double()
     labels = torch.from_numpy(z["images_x2.labels"].T.astype(np.int64))
-    encodings = m.encode(pixels())
+    encodings = m.encode(PixelInputs(pixels()))
     image_of_caption = torch.arange(len(encodings)).repeat_interleave(len(labels) // len(encodings))
     total, count = m.loss_sum(encodings, image_of_caption, labels)
     (total / count).backward()

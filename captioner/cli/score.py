@@ -24,7 +24,7 @@ from captioner.errors import InputError
 from captioner.runtime.files import atomic_write
 
 if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argument errors are instant
-    from captioner.data.batches import Batch
+    from captioner.data.batch import Batch
     from captioner.metrics.pairing import Joined, Pair, Reference
 
 log = logging.getLogger(__name__)

@@ -1,21 +1,20 @@
-"""Batches from a dataset or from image files; one batch type for both.
+"""Batches from a dataset or from image files.
 
-Letters: N images of a batch, M their captions, D words per caption, F width of a cached CNN feature.
+Letters: N images of a batch, F width of a cached CNN feature.
 """
 
 import collections
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.batch import Batch, FeatureInputs, KnownCaptions, PixelInputs
 from captioner.data.dataset import Dataset
 from captioner.data.image_like import ImageLike, read_image_like
 from captioner.data.image_mode import ImageMode
@@ -26,60 +25,7 @@ Result = TypeVar("Result")
 
 VALIDATION_BATCH = 32  # images of a training run's validation at once; results do not depend on it
 FILES_AHEAD = 64  # decoded images waiting for their batch: 12 MB
-
-
-@dataclass
-class Batch:
-    """Images with what is known about them. Either `images` or `features` is present."""
-
-    info: list[dict[str, Any]]  # per image: id, file_path, ... as the source has them
-    positions: list[int]  # of each image within the whole run, from 0
-    images: Tensor | None = None  # uint8 (N, 3, 256, 256), RGB
-    features: Tensor | None = None  # float32 (N, F): cached CNN features
-    offsets: Tensor | None = None  # int64 (N, 2): first row and column of each training crop; None is the centre
-    labels: Tensor | None = None  # int64 (M, D): word ids, 0-padded
-    image_of_caption: Tensor | None = None  # int64 (M,): row of `images` that each caption describes
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read: name, reason
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`; copies overlap with computation where memory is pinned.
-
-        Labels stay on the CPU: the decoder arranges them there.
-        """
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor) and name != "labels"
-        }
-        return Batch(**{**vars(self), **moved})
-
-    def pin(self) -> "Batch":
-        """The same batch in page-locked memory, so that copies to a GPU need not wait."""
-        pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Batch(**{**vars(self), **pinned})
-
-    def split(self, parts: int) -> "list[Batch]":
-        """The batch cut into up to `parts` smaller ones with about equally many images each."""
-        count = len(self.positions)
-        if parts <= 1 or count <= 1:
-            return [self]
-        size = math.ceil(count / parts)
-        pieces = []
-        for start in range(0, count, size):
-            rows = slice(start, start + size)
-            piece = Batch(
-                info=self.info[rows],
-                positions=self.positions[rows],
-                images=None if self.images is None else self.images[rows],
-                features=None if self.features is None else self.features[rows],
-                offsets=None if self.offsets is None else self.offsets[rows],
-                skipped=self.skipped if start == 0 else [],
-            )
-            if self.labels is not None and self.image_of_caption is not None:
-                chosen = (self.image_of_caption >= start) & (self.image_of_caption < start + size)
-                piece.labels, piece.image_of_caption = self.labels[chosen], self.image_of_caption[chosen] - start
-            pieces.append(piece)
-        return pieces
+NO_IMAGES = torch.empty(0, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
 
 
 class TrainingBatches:
@@ -156,18 +102,13 @@ class TrainingBatches:
         crops = rng.integers(0, self.features.shape[1] if self.features is not None else 1, size=len(indices))
         rows = list(self.share(len(indices)))
         indices = indices[rows]
-        batch = Batch(
-            info=[self.dataset.info[i] for i in indices],
-            positions=rows,
-            labels=torch.from_numpy(np.concatenate([captions[row] for row in rows]).astype(np.int64)),
-            image_of_caption=torch.repeat_interleave(torch.tensor([len(captions[row]) for row in rows])),
-        )
+        inputs: PixelInputs | FeatureInputs
         if self.features is not None:
-            batch.features = torch.from_numpy(self.features[indices, crops[rows]].astype(np.float32))
+            inputs = FeatureInputs(torch.from_numpy(self.features[indices, crops[rows]].astype(np.float32)))
         else:
-            batch.images = _read_rows(self.dataset, indices)
-            batch.offsets = torch.from_numpy(offsets[rows])
-        return batch
+            inputs = PixelInputs(_read_rows(self.dataset, indices), torch.from_numpy(offsets[rows]))
+        info = [self.dataset.info[i] for i in indices]
+        return Batch(info, rows, inputs, _known_captions([captions[row] for row in rows]))
 
     def _choose_captions(self, index: int, rng: np.random.Generator) -> np.ndarray:
         captions = self.dataset.captions_of(index)
@@ -195,17 +136,13 @@ def dataset_batches(
 
     def build(places: Sequence[int]) -> Batch:
         chosen = indices[list(places)]
-        captions = [dataset.captions_of(int(i)) for i in chosen]
-        batch = Batch(info=[dataset.info[i] for i in chosen], positions=list(places))
-        if captions:
-            batch.labels = torch.from_numpy(np.concatenate(captions).astype(np.int64))
-            counts = torch.tensor([len(c) for c in captions])
-            batch.image_of_caption = torch.arange(len(chosen)).repeat_interleave(counts)
+        inputs: PixelInputs | FeatureInputs
         if features is not None:
-            batch.features = torch.from_numpy(features[chosen, 0].astype(np.float32))
+            inputs = FeatureInputs(torch.from_numpy(features[chosen, 0].astype(np.float32)))
         else:
-            batch.images = _read_rows(dataset, chosen)
-        return batch
+            inputs = PixelInputs(_read_rows(dataset, chosen))
+        captions = _known_captions([dataset.captions_of(int(i)) for i in chosen])
+        return Batch([dataset.info[i] for i in chosen], list(places), inputs, captions)
 
     return prefetch((functools.partial(build, places) for places in positions), num_workers, ahead=2 * num_workers)
 
@@ -252,7 +189,7 @@ def file_batches(
         yield Batch(
             info=[files[position][1] for position, _ in good],
             positions=[position for position, _ in good],
-            images=torch.from_numpy(np.stack([image for _, image in good])) if good else None,
+            inputs=PixelInputs(torch.from_numpy(np.stack([image for _, image in good])) if good else NO_IMAGES),
             skipped=[(files[position][1]["file_path"], image) for position, image in rows if isinstance(image, str)],
         )
 
@@ -276,6 +213,14 @@ def prefetch(jobs: Iterable[Callable[[], Result]], num_workers: int, ahead: int)
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _known_captions(of_images: Sequence[np.ndarray]) -> KnownCaptions:
+    """The captions of each image in turn, (S, D) each."""
+    if not of_images:
+        return KnownCaptions()
+    counts = torch.tensor([len(captions) for captions in of_images])
+    return KnownCaptions(torch.from_numpy(np.concatenate(of_images).astype(np.int64)), torch.repeat_interleave(counts))
 
 
 def _read_rows(dataset: Dataset, indices: np.ndarray) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
@@ -50,4 +50,4 @@ class Captioner:
 
     def encode(self, batch: Batch) -> list[Tensor]:
         """What each model's decoder sees of the images, one row per image."""
-        return [model.encode(batch.images, batch.offsets, batch.features) for model in self.models]
+        return [model.encode(batch.inputs) for model in self.models]

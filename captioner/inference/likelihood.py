@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.data.tokenizers import tokenise
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Likelihood

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, PixelInputs
 from captioner.data.images import crop
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
@@ -119,7 +119,8 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
         dtype = inference_dtype("auto", torch.device("cpu"))
         fast = copy.deepcopy(model.encoder.features)
         prepare_for_inference(fast, dtype)
-        images = [batch.images for batch in photos(CALIBRATION_PHOTOS) if batch.images is not None]
+        found = (batch.inputs for batch in photos(CALIBRATION_PHOTOS))
+        images = [inputs.images for inputs in found if isinstance(inputs, PixelInputs) and len(inputs.images)]
         if not images:
             raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
         ranges = measure_ranges(fast, (model.normalise(crop(some)).to(dtype) for some in images))

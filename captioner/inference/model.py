@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 
-from captioner.data.batches import Batch, shares
+from captioner.data.batch import Batch
+from captioner.data.batches import shares
 from captioner.data.image_like import ImageLike, as_list, is_image_like
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError

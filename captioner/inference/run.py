@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
@@ -64,12 +64,11 @@ def evaluate_batch(captioner: Captioner, batch: Batch, options: SearchOptions, s
     evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped, arithmetic=captioner.arithmetic)
     if not batch.positions:
         return evaluated
-    moved = batch.to(captioner.device)
-    encodings = captioner.encode(moved)
+    encodings = captioner.encode(batch.to(captioner.device))
     evaluated.hypotheses = _search(captioner, encodings, options, [seed + position for position in batch.positions])
-    if moved.labels is not None and len(moved.labels):
-        assert moved.image_of_caption is not None
-        loss_sum, num_targets = captioner.models[0].loss_sum(encodings[0], moved.image_of_caption, moved.labels)
+    known = batch.captions
+    if len(known):
+        loss_sum, num_targets = captioner.models[0].loss_sum(encodings[0], known.image_of_caption, known.labels)
         evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
     return evaluated
 
@@ -119,9 +118,9 @@ def evaluate(
 
 
 def _heat(captioner: Captioner, batch: Batch, evaluated: Evaluated) -> list[list[bytes]]:
-    assert batch.images is not None
+    assert isinstance(batch.inputs, PixelInputs)
     best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
-    return heat_maps(captioner.models[0], batch.images.to(captioner.device), best)
+    return heat_maps(captioner.models[0], batch.inputs.images.to(captioner.device), best)
 
 
 def _join(parts: list[Evaluated]) -> Evaluated:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from captioner.data.batches import Batch, dataset_batches, file_batches
+from captioner.data.batch import Batch
+from captioner.data.batches import dataset_batches, file_batches
 from captioner.data.dataset import Dataset
 from captioner.data.image_like import ImageLike, file_name_of
 from captioner.data.image_mode import ImageMode

@@ -6,10 +6,12 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.data.batches import Batch, file_batches
+from captioner.data.batch import Batch
+from captioner.data.batches import file_batches
 from captioner.data.images import ImageMode, has_image_suffix, starts_like_image
 from captioner.data.listing import list_images
 from captioner.metrics.pairing import Reference
@@ -75,8 +77,7 @@ class WatchedFolder:
         for group in positions:
             files = [self._files[position] for position in group]
             for batch in file_batches(files, [range(len(files))], num_workers, image_mode):
-                batch.positions = [group[place] for place in batch.positions]
-                yield batch
+                yield replace(batch, positions=[group[place] for place in batch.positions])
 
     def picture(self, position: int) -> Path:
         return self._files[position][0]

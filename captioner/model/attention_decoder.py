@@ -222,8 +222,8 @@ class AttentionDecoder(nn.Module):
 
         Args:
             encodings: (N, G, E), the images' encoded grids.
-            image_of_caption: (M,) int64.
-            labels: (M, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
+            image_of_caption: (M,) int64, the row of `encodings` that each caption describes; best on the CPU.
+            labels: (M, D) int64 word ids, 0-padded; best on the CPU. Words after a 0 are targets too, as in the
                 original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
             label_smoothing: part of each target's probability that is spread over all words and END.
 

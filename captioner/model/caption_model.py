@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
 from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.attention_decoder import AttentionDecoder
@@ -34,32 +35,20 @@ class CaptionModel(nn.Module):
         self.decoder = make_decoder(config)
 
     def forward(
-        self,
-        images: Tensor | None,
-        image_of_caption: Tensor,
-        labels: Tensor,
-        offsets: Tensor | None = None,
-        features: Tensor | None = None,
-        label_smoothing: float = 0.0,
+        self, inputs: PixelInputs | FeatureInputs, captions: KnownCaptions, label_smoothing: float = 0.0
     ) -> tuple[Tensor, int]:
         """The loss of captions given their images; arguments as `encode` and `loss_sum`, result as `loss_sum`."""
-        return self.loss_sum(self.encode(images, offsets, features), image_of_caption, labels, label_smoothing)
+        return self.loss_sum(self.encode(inputs), captions.image_of_caption, captions.labels, label_smoothing)
 
-    def encode(self, images: Tensor | None, offsets: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """What the decoder sees of images.
-
-        Args:
-            images: uint8 (N, 3, 256, 256) RGB; None where `features` are given.
-            offsets: int64 (N, 2), first row and column of each crop; None is the centre.
-            features: (N, F), what `cnn_features` gave for these images earlier.
+    def encode(self, inputs: PixelInputs | FeatureInputs) -> Tensor:
+        """What the decoder sees of N images, given as pixels or as what `cnn_features` made of them earlier.
 
         Returns:
             (N, E), in the type of the projection's weights: float32 even where the CNN computes in another.
         """
-        if features is None:
-            assert images is not None
-            features = self.cnn_features(images, offsets)
-        return self.encode_features(features)
+        if isinstance(inputs, FeatureInputs):
+            return self.encode_features(inputs.features)
+        return self.encode_features(self.cnn_features(inputs.images, inputs.offsets))
 
     def encode_features(self, features: Tensor) -> Tensor:
         """Encodings (N, E) of CNN features (N, F), of any floating-point type."""
@@ -72,8 +61,8 @@ class CaptionModel(nn.Module):
 
         Args:
             encodings: of `encode`, one row per image; images may have any number of captions.
-            image_of_caption: int64 (M,), the row of `encodings` that each caption describes, on their device.
-            labels: int64 (M, D) word ids, 0-padded, best on the CPU.
+            image_of_caption: int64 (M,), the row of `encodings` that each caption describes; best on the CPU.
+            labels: int64 (M, D) word ids, 0-padded; best on the CPU.
             label_smoothing: part of each target's probability that is spread over all words and END; in training.
 
         Returns:

@@ -105,8 +105,8 @@ class Decoder(nn.Module):
 
         Args:
             encodings: (I, E), one per image.
-            image_of_caption: (N,) int64, the row of `encodings` that each caption describes, on their device.
-            labels: (N, D) int64 word ids, 0-padded, best on the CPU. Words after a 0 are targets too, as in the
+            image_of_caption: (N,) int64, the row of `encodings` that each caption describes; best on the CPU.
+            labels: (N, D) int64 word ids, 0-padded; best on the CPU. Words after a 0 are targets too, as in the
                 original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
             label_smoothing: part of each target's probability that is spread over all words and END.
 
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
         order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
         # By two steps: the gradients of an image's captions add up in the captions' order, as they always have.
-        images = encodings[image_of_caption][order]
+        images = encodings[image_of_caption.to(device, non_blocking=True)][order]
         inputs = torch.cat([images, self.embedding(tokens - 1)])
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)

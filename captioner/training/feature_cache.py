@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from captioner.data.batch import PixelInputs
 from captioner.data.batches import dataset_batches
 from captioner.data.dataset import Dataset
 from captioner.data.images import CENTRE_OFFSET, MAX_CROP_OFFSET
@@ -109,8 +110,8 @@ def _compute(
         header = {"descr": kind.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for batch in batches:
-            assert batch.images is not None
-            images = batch.images.to(device)
+            assert isinstance(batch.inputs, PixelInputs)
+            images = batch.inputs.images.to(device)
             rows = []
             for offset in offsets:
                 chosen = torch.tensor([offset], device=device).expand(len(images), 2)

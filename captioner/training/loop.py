@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.model.record import Checkpoint, TrainingRecord
 from captioner.training.health_checks import LossMonitor

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from captioner.data.batches import VALIDATION_BATCH, Batch, TrainingBatches
+from captioner.data.batch import Batch
+from captioner.data.batches import VALIDATION_BATCH, TrainingBatches
 from captioner.data.dataset import Dataset
 from captioner.data.images import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel, build_model

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from captioner.data.batches import Batch, TrainingBatches, prefetch
+from captioner.data.batch import Batch
+from captioner.data.batches import TrainingBatches, prefetch
 from captioner.data.dataset import Dataset
 from captioner.model.caption_model import build_model
 from captioner.runtime.device import choose_device

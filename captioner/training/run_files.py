@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from captioner.output.training_page import write_training_page
 from captioner.runtime.files import atomic_write

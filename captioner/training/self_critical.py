@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.data.dataset import Dataset
 from captioner.metrics.reward import DocumentFrequencies, rewards
 from captioner.model.caption_model import CaptionModel
@@ -113,14 +113,13 @@ class SelfCritical:
         Returns:
             A scalar, and the number of samples.
         """
-        assert batch.labels is not None and batch.image_of_caption is not None
-        encodings = model.encode(batch.images, batch.offsets, batch.features)
+        encodings = model.encode(batch.inputs)
         samples = sample_captions(
             model, encodings, samples=self.samples, temperature=self.temperature, banned=self.banned
         )
         self.trend.add(samples.words)
-        references = with_end(batch.labels.numpy(), self.end_id)
-        of_image = batch.image_of_caption.cpu().numpy()
+        references = with_end(batch.captions.labels.numpy(), self.end_id)
+        of_image = batch.captions.image_of_caption.numpy()
         found: list[float] = []
         for image, info in enumerate(batch.info):
             known = [[word for word in row if word] for row in references[of_image == image].tolist()]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.data.batches import Batch
+from captioner.data.batch import Batch
 from captioner.errors import InputError
 from captioner.kernels import arithmetic, prove_for_training
 from captioner.model.caption_model import CaptionModel
@@ -190,14 +190,7 @@ class Trainer:
             if self_critical:
                 assert self.self_critical is not None
                 return self.self_critical(self.model, batch)
-            return self.model(
-                batch.images,
-                batch.image_of_caption,
-                batch.labels,
-                batch.offsets,
-                batch.features,
-                self.label_smoothing,
-            )
+            return self.model(batch.inputs, batch.captions, self.label_smoothing)
 
     def sum_over_pieces(
         self, batch: Batch, iteration: int, groups: list[ParameterGroup], work: Callable[[Batch], tuple[Tensor, int]]
