@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": "search for good training options",
     "video": "caption a video file or a camera, scene by scene",
     "serve": "captions over HTTP, with a page to upload pictures",
+    "completion": "what a shell needs to complete these commands",
 }
 
 
@@ -23,7 +24,7 @@ def main() -> int:
     if name in COMMANDS:
         # Imported by name: each command brings in only what it needs.
         return importlib.import_module(f"captioner.cli.{name}").main(sys.argv[2:])
-    listing = "\n".join(f"  {command:9}{purpose}" for command, purpose in COMMANDS.items())
+    listing = "\n".join(f"  {command:11}{purpose}" for command, purpose in COMMANDS.items())
     usage = f"usage: python -m captioner COMMAND ...\n\n{listing}\n\npython -m captioner COMMAND --help tells more."
     if name in ("", "-h", "--help"):
         print(usage)

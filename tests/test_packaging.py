@@ -95,3 +95,35 @@ def test_scripts_are_bash_and_can_be_run(script):
     path = ROOT / "scripts" / script
     assert path.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_image_is_made_of_files_that_are_there_and_let_through():
+    import fnmatch
+
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+
+    steps = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", steps, re.MULTILINE) for name in line.split()]
+    assert {f"!{name}" for name in copied} <= set(ignored)
+    assert all((ROOT / name).exists() for name in copied)
+    # setup.py, and whatever pyproject.toml names, is among them.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], "setup.py", "pyproject.toml", "captioner", "vis", "LICENSE"} <= set(copied)
+    (extras,) = re.findall(r"'/src\[(.*)\]'", steps)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert re.search(r"^USER \d{4,}$", steps, re.MULTILINE)  # by number, so that whoever starts it sees: not root
+    command = re.findall(r'^CMD \["([^"]+)"', steps, re.MULTILINE)[-1]
+    assert command in project["scripts"]
+    assert not [name for name in copied if any(fnmatch.fnmatch(name, one) for one in ignored if one[0] not in "!*")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.stem)
+def test_issue_forms_are_complete(path):
+    import yaml
+
+    form = yaml.safe_load(path.read_text())
+    assert form["name"] and form["description"]
+    ids = [one.get("id") for one in form["body"] if one["type"] != "markdown"]
+    assert len(ids) == len(set(ids)) and all(ids)
+    assert all(one["attributes"].get("label") or one["type"] == "markdown" for one in form["body"])
