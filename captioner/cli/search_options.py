@@ -12,6 +12,7 @@ from captioner.cli.options import (
     positive_share,
     small_size,
     temperature,
+    words,
 )
 
 
@@ -34,6 +35,18 @@ def add_search_options(p: Parser) -> None:
         help="rank by logprob / length^this; 0 by probability alone (default: as the model file says, else 0)",
     )
     g.add_argument("--min_length", type=non_negative, default=0, help="least number of words")
+    g.add_argument("--max_words", type=words, help="greatest number of words (default: what the model was trained for)")
+    g.add_argument(
+        "--require",
+        type=requirements,
+        default=[],
+        metavar="WORDS",
+        help="what every caption says: words or phrases, equally good forms side by side, as in dog/dogs,beach",
+    )
+    g.add_argument(
+        "--ban", type=banned, default=[], metavar="WORDS", help="what no caption says, each form of it, as in man,men"
+    )
+    g.add_argument("--caption_prefix", default="", metavar="TEXT", help="what every caption begins with")
     g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")
     g.add_argument(
         "--no_immediate_repeat", type=flag, help="no word follows itself (default: as the model file says, else 0)"
@@ -49,6 +62,16 @@ def add_search_options(p: Parser) -> None:
     g.add_argument("--diversity", type=factor, default=0.5, help="how much they avoid them, in log-probability")
 
 
+def requirements(text: str) -> list[list[str]]:
+    """As `captioner.Model` takes it: dog/dogs,beach is [["dog", "dogs"], ["beach"]]."""
+    return [[form.strip() for form in one.split("/") if form.strip()] for one in text.split(",") if one.strip()]
+
+
+def banned(text: str) -> list[str]:
+    """The forms of words between commas, or between strokes as in `requirements`."""
+    return [form for forms in requirements(text) for form in forms]
+
+
 def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
     """What the options ask for, as `captioner.Model` takes it."""
     return {
@@ -60,6 +83,10 @@ def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
         "top_p": opt.top_p,
         "length_penalty": opt.length_penalty,
         "min_length": opt.min_length,
+        "max_words": opt.max_words,
+        "require": opt.require,
+        "ban": opt.ban,
+        "caption_prefix": opt.caption_prefix,
         "no_repeat_ngram": opt.no_repeat_ngram,
         "no_immediate_repeat": opt.no_immediate_repeat,
         "suppress_unk": opt.suppress_unk,

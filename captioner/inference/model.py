@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
@@ -17,9 +17,9 @@ from captioner.inference.caption import Caption, Likelihood
 from captioner.inference.likelihood import judge, likelihoods
 from captioner.inference.load import load_models, make_captioner
 from captioner.inference.run import Evaluated, captions_of, evaluate
+from captioner.inference.search_keywords import SearchKeywords, search_options_of
 from captioner.inference.sources import ImageList, Images, open_folder
 from captioner.model.checkpoint import Checkpoint
-from captioner.model.decoding import in_force
 from captioner.runtime.device import device_named
 from captioner.runtime.precision import Precision
 from captioner.search import SearchOptions
@@ -32,35 +32,6 @@ log = logging.getLogger(__name__)
 GPU_BYTES_PER_IMAGE = 40 * 2**20  # activations of VGG16, generously
 NUM_WORKERS = 2  # threads that decode
 SEED = 123
-
-
-class SearchKeywords(TypedDict, total=False):
-    """How captions are searched: caption-eval's options of the same names, with the same defaults.
-
-    What is None is as the model's file says, else the value in brackets.
-
-    beam_size: beams per image, None (2); 1 is greedy. n_best: captions per image, 1. sample: draw words at random,
-    False; then temperature (1.0), top_k (0: all), top_p (1.0). length_penalty: rank by logprob / length^this, None
-    (0.0). min_length: least number of words, 0. no_repeat_ngram: no so many words occur twice, 0.
-    no_immediate_repeat: no word follows itself, None (False). suppress_unk: never say UNK, None (False). bad_endings:
-    words that end no caption, None (none). diverse_groups, diversity: groups of beams that avoid each other's words
-    (1; 0.5).
-    """
-
-    beam_size: int | None
-    n_best: int
-    sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    length_penalty: float | None
-    min_length: int
-    no_repeat_ngram: int
-    no_immediate_repeat: bool | None
-    suppress_unk: bool | None
-    bad_endings: Sequence[str] | None
-    diverse_groups: int
-    diversity: float
 
 
 class CaptionKeywords(SearchKeywords, total=False):
@@ -236,48 +207,13 @@ class Model:
         logprobs = [found.logprob for found in judge(self.captioner, batch, texts)]
         return logprobs[0] if one else logprobs
 
-    def search_options(
-        self,
-        *,
-        beam_size: int | None = None,
-        n_best: int = 1,
-        sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        length_penalty: float | None = None,
-        min_length: int = 0,
-        no_repeat_ngram: int = 0,
-        no_immediate_repeat: bool | None = None,
-        suppress_unk: bool | None = None,
-        bad_endings: Sequence[str] | None = None,
-        diverse_groups: int = 1,
-        diversity: float = 0.5,
-    ) -> SearchOptions:
+    def search_options(self, **keywords: "Unpack[SearchKeywords]") -> SearchOptions:
         """How to search: what is asked for, else what suits the model; see `SearchKeywords`.
 
         Raises:
-            InputError: a value is out of range.
+            InputError: a value is out of range, or the model does not know a word.
         """
-        vocab, beams = self.vocab, in_force("beam_size", beam_size, self._decoding)
-        suppress = in_force("suppress_unk", suppress_unk, self._decoding)
-        endings = [word for word in in_force("bad_endings", bad_endings, self._decoding) if word in vocab]
-        return SearchOptions(
-            beam_size=n_best if 0 < beams < n_best else beams,
-            sample=sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            length_penalty=in_force("length_penalty", length_penalty, self._decoding),
-            min_length=min_length,
-            no_repeat_ngram=no_repeat_ngram,
-            no_immediate_repeat=bool(in_force("no_immediate_repeat", no_immediate_repeat, self._decoding)),
-            suppress=(vocab.unk_id,) if suppress and vocab.unk_id else (),
-            bad_endings=tuple(vocab.encode(endings, len(endings))),
-            n_best=n_best,
-            groups=diverse_groups,
-            group_penalty=diversity,
-        )
+        return search_options_of(self.vocab, self.captioner.max_length, self._decoding, **keywords)
 
     def fast_batch_size(self) -> int:
         """How many images at once are fast on this device, and fit into its memory."""

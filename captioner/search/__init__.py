@@ -6,7 +6,7 @@ batch. Nothing in a step loops over images or beams.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from captioner.errors import InputError
 from captioner.search.beam import beam_search
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.paths import follow_paths
+from captioner.search.requirements import automaton_of
 from captioner.search.rules import State, Step
 
-__all__ = ["EnsembleState", "Hypothesis", "SearchOptions", "State", "ensemble_step", "search"]
+__all__ = ["EnsembleState", "Hypothesis", "SearchOptions", "State", "ensemble_step", "require_possible", "search"]
 
 
 @torch.inference_mode()
@@ -48,14 +49,13 @@ def search(
         For each image its hypotheses, best first: `n_best` of them, different from each other (samples may repeat).
 
     Raises:
-        InputError: an id of the options is no word.
+        InputError: an id of the options is no word, or no caption can be as they want it.
     """
-    for name in ("suppress", "bad_endings"):
-        for word in getattr(options, name):
-            if not 1 <= word <= vocab_size:
-                raise InputError(f"{name} {word}", expected=f"word ids from 1 to {vocab_size}")
+    require_possible(options, vocab_size, max_length)
     if num_images == 0:
         return []
+    if options.require:
+        return _with_requirements(step, state, num_images, vocab_size, max_length, options)
     if options.beam_size > 1 and not options.sample:
         return beam_search(step, state, num_images, vocab_size, max_length, options)
     if not options.sample:
@@ -63,6 +63,46 @@ def search(
     elif seeds is None:
         seeds = torch.randint(2**62, (num_images,)).tolist()
     return follow_paths(step, state, num_images, vocab_size, max_length, options, seeds)
+
+
+def require_possible(options: SearchOptions, vocab_size: int, max_length: int) -> None:
+    """Make sure that there are captions as `options` want them.
+
+    Raises:
+        InputError: an id is no word, or what has to be said is too long.
+    """
+    ids = {
+        "suppress": options.suppress,
+        "bad_endings": options.bad_endings,
+        "prefix": options.prefix,
+        "require": [word for forms in options.require for form in forms for word in form],
+    }
+    for name, words in ids.items():
+        for word in words:
+            if not 1 <= word <= vocab_size:
+                raise InputError(f"{name} {word}", expected=f"word ids from 1 to {vocab_size}")
+    least, most = len(options.prefix), min(max_length, options.max_words or max_length)
+    if options.require:
+        automaton = automaton_of(options.require, options.suppress)
+        least += int(automaton.missing[automaton.after(options.prefix)])
+    if least > most:
+        raise InputError(
+            f"what the captions have to say takes {least} words, and they have {most} at most", remedy="ask for less"
+        )
+
+
+def _with_requirements(
+    step: Step, state: State, num_images: int, vocab_size: int, max_length: int, options: SearchOptions
+) -> list[list[Hypothesis]]:
+    found = beam_search(step, state, num_images, vocab_size, max_length, options)
+    without = [image for image, hypotheses in enumerate(found) if not hypotheses]
+    if without:  # the other rules stood in the way of all beams
+        rows = torch.tensor(without, device=state.device)
+        free = replace(options, min_length=0, no_repeat_ngram=0, no_immediate_repeat=False, bad_endings=())
+        again = beam_search(step, state.select(rows), len(without), vocab_size, max_length, free)
+        for image, hypotheses in zip(without, again, strict=True):
+            found[image] = hypotheses
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,10 @@ from torch import Tensor
 
 from captioner.data.vocabulary import end_id_of
 from captioner.kernels import topk
+from captioner.search.banks import extend_banks
+from captioner.search.candidates import Candidates, ends_of, join
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.rules import Rules, State, Step, make_hypothesis
-
-
-@dataclass
-class _Candidates:
-    """k continuations per image (and group), best first; every field (N, k)."""
-
-    parent: Tensor  # live beam they continue
-    token: Tensor
-    logprob: Tensor  # of the token
-    score: Tensor  # sum over the caption, -inf for an empty slot
 
 
 @dataclass
@@ -32,8 +24,8 @@ class _BeamStep:
     """What one step decided: who lives on, and who ended here (score -inf: not ended). Every field (N, G, k)."""
 
     images: np.ndarray
-    live: _Candidates
-    done: _Candidates
+    live: Candidates
+    done: Candidates
 
 
 def beam_search(
@@ -49,23 +41,30 @@ def beam_search(
     rules = Rules(options, num_images, vocab_size, max_length, device)
     # In units of one group's beams: where each group's rows begin.
     first_row = torch.arange(num_images * groups, device=device).view(num_images, groups, 1)
+    most_words = min(max_length, options.max_words or max_length)
     trace: list[_BeamStep] = []
     for t in range(max_length):
         logprobs, state = step(tokens, state)
         logprobs = rules(logprobs, t)
         # The first step has one row per image, which all groups share.
         shape = (len(images), -1, scores.shape[2], end_id)
-        live, done = _extend(scores, logprobs.view(shape).expand(-1, groups, -1, -1), options, t == max_length - 1)
+        last = t == max_length - 1
+        if rules.progress:
+            live, done = extend_banks(
+                scores[:, 0], logprobs.view(shape)[:, 0], rules.progress, options, max(most_words - t - 1, 0), last
+            )
+        else:
+            live, done = _extend(scores, logprobs.view(shape).expand(-1, groups, -1, -1), options, last)
         trace.append(_BeamStep(images, live, done))
-        if t == max_length - 1:
+        if last:
             break
 
         # A log-probability only falls, so an image is certain once the worst caption it may return beats the best
         # that a live beam can still become, which is the longest one without further loss.
         best = torch.cat([best, done.score / (t + 1) ** options.length_penalty], 2).topk(wanted).values
-        bound = live.score[..., 0] / max_length**options.length_penalty
+        bound = live.score.amax(2) / max_length**options.length_penalty
         certain = best[..., -1] >= bound
-        if per_group == 1:  # a single path has ended when it ends, whatever the ranking of lengths
+        if per_group == 1 and not rules.progress:  # a single path has ended when it ends, however lengths are ranked
             certain |= done.score[..., 0] > -math.inf
         if groups > 1:  # a group that is certain waits for the others without adding to their penalties
             live.score.masked_fill_(certain.unsqueeze(2), -math.inf)
@@ -87,7 +86,7 @@ def beam_search(
     return _collect(trace, num_images, end_id, options)
 
 
-def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool) -> tuple[_Candidates, _Candidates]:
+def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool) -> tuple[Candidates, Candidates]:
     """Choose the beams of the next step and those that end, for scores (N, G, W) and logprobs (N, G, W, V+1)."""
     if scores.shape[1] == 1:
         return _extend_group(scores[:, 0], logprobs[:, 0], None, options, last)
@@ -99,12 +98,12 @@ def _extend(scores: Tensor, logprobs: Tensor, options: SearchOptions, last: bool
             made = (choice.score > -math.inf).to(chosen.dtype)
             chosen.scatter_add_(2, choice.token - 1, made)
         pairs.append((live, done))
-    return _join([live for live, _ in pairs], 1), _join([done for _, done in pairs], 1)
+    return join([live for live, _ in pairs], 1), join([done for _, done in pairs], 1)
 
 
 def _extend_group(
     scores: Tensor, logprobs: Tensor, chosen: Tensor | None, options: SearchOptions, last: bool
-) -> tuple[_Candidates, _Candidates]:
+) -> tuple[Candidates, Candidates]:
     """As `_extend` for one group: scores (N, W), logprobs (N, W, V+1), chosen (N, 1, V+1)."""
     per_group, columns = options.beam_size // options.groups, logprobs.shape[2]
     ranked = logprobs if chosen is None else logprobs - options.group_penalty * chosen
@@ -114,7 +113,7 @@ def _extend_group(
     totals = (scores.unsqueeze(2) + values).flatten(1)
     ends = (ids == columns - 1).flatten(1)
 
-    def candidates(totals: Tensor, count: int) -> tuple[Tensor, _Candidates]:
+    def candidates(totals: Tensor, count: int) -> tuple[Tensor, Candidates]:
         total, place = totals.topk(count)
         parent, token = place // width, ids.flatten(1).gather(1, place) + 1
         logprob = values.flatten(1).gather(1, place)
@@ -122,7 +121,7 @@ def _extend_group(
         if chosen is not None:  # the penalty steers the choice only; scores stay the model's
             logprob = logprobs.flatten(1).gather(1, parent * columns + token - 1)
             score = torch.where(total > -math.inf, scores.gather(1, parent) + logprob, total)
-        return place, _Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
+        return place, Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
 
     place, done = candidates(totals, min(per_group, totals.shape[1]))
     if options.keep_finished:
@@ -130,28 +129,14 @@ def _extend_group(
     else:
         live = candidates(totals.masked_fill(ends, -math.inf), min(per_group, len(scores[0]) * (width - 1)))[1]
     if options.every_end:
-        found = _every_end(scores, logprobs)
-        return live, _join([found, live], 2) if last else found
+        found = ends_of(scores, logprobs)
+        return live, join([found, live], 2) if last else found
     # END counts as found only if it is among the best k continuations, as in the original: else every empty or cut
     # caption would compete, and one beam would not be greedy search.
     if not last:
         ended = ends.gather(1, place).unsqueeze(1)
-        done = _Candidates(done.parent, done.token, done.logprob, done.score.masked_fill(~ended, -math.inf))
+        done = Candidates(done.parent, done.token, done.logprob, done.score.masked_fill(~ended, -math.inf))
     return live, done
-
-
-def _every_end(scores: Tensor, logprobs: Tensor) -> _Candidates:
-    """The ends of all live beams, for scores (N, W) and logprobs (N, W, V+1)."""
-    num_images, beams, columns = logprobs.shape
-    parent = torch.arange(beams, device=scores.device).expand(num_images, beams)
-    end = logprobs[:, :, -1]
-    fields = (parent, torch.full_like(parent, columns), end, scores + end)
-    return _Candidates(*(field.unsqueeze(1) for field in fields))
-
-
-def _join(parts: list[_Candidates], dim: int) -> _Candidates:
-    """Side by side along the groups (1) or along the beams (2)."""
-    return _Candidates(*(torch.cat([getattr(p, name) for p in parts], dim) for name in _Candidates.__annotations__))
 
 
 def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: SearchOptions) -> list[list[Hypothesis]]:

@@ -21,6 +21,10 @@ class SearchOptions:
             every beam competes; without it only those that are among the best continuations of all beams, as in
             neuraltalk2.
         min_length: END is out of question before so many words, unless nothing else is left.
+        max_words: END comes after so many words at the latest; 0: no rule.
+        prefix: ids of the words that every caption begins with, whatever the rules below say of them.
+        require: what every caption says: for each requirement the forms that meet it, each the ids of a word or of a
+            phrase. Where it cannot be had otherwise, `min_length` and the rules on repetition and endings give way.
         no_repeat_ngram: no sequence of so many words occurs twice in a caption; 0: no rule.
         no_immediate_repeat: no word follows itself.
         suppress: ids of words that are never chosen.
@@ -39,6 +43,9 @@ class SearchOptions:
     top_p: float = 1.0
     length_penalty: float = 0.0
     min_length: int = 0
+    max_words: int = 0
+    prefix: tuple[int, ...] = ()
+    require: tuple[tuple[tuple[int, ...], ...], ...] = ()
     no_repeat_ngram: int = 0
     no_immediate_repeat: bool = False
     suppress: tuple[int, ...] = ()
@@ -60,13 +67,19 @@ class SearchOptions:
         for name in ("beam_size", "n_best", "groups"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}", expected="1 or more")
-        for name in ("top_k", "length_penalty", "min_length", "no_repeat_ngram", "group_penalty"):
+        for name in ("top_k", "length_penalty", "min_length", "max_words", "no_repeat_ngram", "group_penalty"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name)}", expected="0 or more")
         if not self.temperature > 0:
             raise InputError(f"temperature {self.temperature}", expected="more than 0")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p}", expected="more than 0, at most 1")
+        if 0 < self.max_words < self.min_length:
+            raise InputError(
+                f"min_length {self.min_length} with max_words {self.max_words}", expected="no more than that"
+            )
+        if self.require and (self.sample or self.groups > 1 or self.keep_finished):
+            raise InputError("required words take a plain beam search", expected="neither sampling nor groups of beams")
         if self.sample:
             return
         if self.beam_size % self.groups:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captioner.search.options import Hypothesis, SearchOptions
+from captioner.search.requirements import Progress, automaton_of
 
 
 class State(Protocol):
@@ -49,21 +50,35 @@ class Rules:
         self.suppress, self.bad_endings = (
             torch.tensor(ids, dtype=torch.long, device=device) for ids in (options.suppress, options.bad_endings)
         )
+        self.progress = None
+        if options.require:
+            automaton = automaton_of(options.require, options.suppress)
+            self.progress = Progress(automaton, num_rows, vocab_size, device)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, as the network's state does."""
         if self.chosen is not None:
             self.chosen = self.chosen[rows]
+        if self.progress:
+            self.progress.select(rows)
 
     def append(self, tokens: Tensor) -> None:
         """Remember what the rows chose, tokens (R,)."""
         if self.chosen is not None:
             self.chosen = torch.cat([self.chosen, tokens.unsqueeze(1)], 1)
+        if self.progress:
+            self.progress.append(tokens)
 
     def __call__(self, logprobs: Tensor, t: int) -> Tensor:
         """Log-probabilities (R, V+1) with -inf for what may not be chosen as word t (0-based)."""
         options, end = self.options, self.vocab_size
-        if not (options.suppress or self.chosen is not None or t < options.min_length):
+        if t < len(options.prefix):
+            given = options.prefix[t] - 1
+            only = torch.full_like(logprobs, -math.inf)
+            only[:, given] = logprobs[:, given]
+            return only
+        full = 0 < options.max_words <= t
+        if not (options.suppress or self.chosen is not None or t < options.min_length or full or self.progress):
             return logprobs
         allowed = logprobs.clone()
         allowed[:, self.suppress - 1] = -math.inf
@@ -75,13 +90,17 @@ class Rules:
                 self._forbid_ngrams(allowed, t)
             if options.bad_endings:
                 allowed[:, end].masked_fill_(torch.isin(last[:, 0], self.bad_endings), -math.inf)
-        if t == self.max_length - 1:
+        if t + 1 in (self.max_length, options.max_words):
             allowed[:, self.bad_endings - 1] = -math.inf
         if t < options.min_length:
             allowed[:, end] = -math.inf
+        if full:
+            allowed[:, :end] = -math.inf
         # Where nothing may be chosen, the caption has to end.
         stuck = allowed.amax(1) == -math.inf
         allowed[:, end] = torch.where(stuck, logprobs[:, end], allowed[:, end])
+        if self.progress:
+            allowed[:, end].masked_fill_(self.progress.unmet, -math.inf)
         return allowed
 
     def _forbid_ngrams(self, allowed: Tensor, t: int) -> None:
