@@ -181,7 +181,7 @@ def test_a_split_through_convert_and_eval(
         assert row["caption"] == expected[row["image_id"]] or row["logprob"] > best.logprob
     # Repaired: the loss is that of the whole split, however it was batched.
     whole = losses(network, data, split, [list(range(len(rows)))])[0]
-    told = re.search(r"loss: ([0-9.]+)", capfd.readouterr().err)
+    told = re.search(r"loss: ([0-9.]+)", capfd.readouterr().out)
     assert told and float(told[1]) == pytest.approx(whole, abs=1e-5)
 
 

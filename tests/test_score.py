@@ -331,4 +331,4 @@ def test_what_to_score_must_be_said(command) -> None:
     for arguments in ([], ["--predictions", "p.json"], ["--images", "d", "--captions", "c", "--predictions", "p.json"]):
         done = command("score", *arguments)
         assert done.returncode == 2
-        assert "give --predictions with --references, or --images with --captions" in done.stderr
+        assert "give --predictions with --references, --images with --captions, or --images with --query" in done.stderr

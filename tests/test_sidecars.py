@@ -116,6 +116,19 @@ def test_rows_on_stdout_are_json_lines_and_nothing_else(tiny_model, command, fol
     assert not Path("-").exists()
 
 
+def test_scores_are_results_and_go_to_stdout_unless_rows_do(tiny_model, command, folder, tmp_path):
+    known = tmp_path / "known.json"
+    known.write_text(json.dumps([{"file_path": f"{name}.png", "captions": ["a red picture"]} for name in "abc"]))
+    scored = ["--language_eval", "--references", known]
+    done = command("eval", folder, "--model", tiny_model, *CPU, *scored)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4 and "CIDEr " in done.stdout.splitlines()[-1]
+    assert "CIDEr" not in done.stderr
+    done = command("eval", folder, "--model", tiny_model, *CPU, *scored, "--output", "-")
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 3
+    assert "CIDEr " in done.stderr
+
+
 def test_quiet_says_only_what_went_wrong(tiny_model, command, folder):
     (folder / "d.png").write_text("no picture")
     done = command("eval", folder, "--model", tiny_model, *CPU, "--quiet")

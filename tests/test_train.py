@@ -87,7 +87,7 @@ def test_best_checkpoint_repeats_its_logged_loss(uninterrupted, tiny_dataset, co
         "--precision", "fp32", "--vis_dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert float(re.search(r"loss: ([\d.]+)", done.stderr)[1]) == pytest.approx(logged, abs=2e-6)
+    assert float(re.search(r"loss: ([\d.]+)", done.stdout)[1]) == pytest.approx(logged, abs=2e-6)
 
 
 def test_killed_runs_end_like_an_undisturbed_one(uninterrupted, data, command, tmp_path):

@@ -110,7 +110,7 @@ OUTPUTS_OF = {
     "caption-score": ("scores", "captions"),
     "caption-convert": ("model",),
 }
-NO_INPUTS = ("resume", "start_from", "id")  # a training keeps the model that it starts from under another name
+NO_INPUTS = ("resume", "start_from", "id", "query")  # a training keeps the model that it starts from under another name
 ONLY_LOOKED_AT = {"check": ("output_json", "output_h5")}  # a switch, and what is not written with it
 
 

@@ -170,10 +170,13 @@ class CaptionWriter:
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)
-        if totals.loss is not None:
-            log.info("loss: %.6f", totals.loss)
-        if scores:
-            log.info("%s", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        measured = [] if totals.loss is None else [f"loss: {totals.loss:.6f}"]
+        measured += ["  ".join(f"{name} {value:.4f}" for name, value in scores.items())] if scores else []
+        for line in measured:
+            if self.to.rows_to_stdout:
+                log.info("%s", line)  # stdout has rows, and nothing else
+            else:
+                print(line, flush=True)
 
     def publish(self) -> None:
         """Write the result file and the page as far as they have come; a file's last caption counts.

@@ -20,6 +20,7 @@ _MARKS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
     ("captions", rb"image_id,file_name,caption,logprob,confidence\b", ()),
     ("captions", rb"\[\]\s*$", ()),
     ("scores", rb'\{\s*"(?:Bleu_1|METEOR|ROUGE_L|CIDEr|SPICE|intervals)": ', (b'"intervals": ', b'"diversity": ')),
+    ("scores", rb'\{\s*"R@1": ', (b'"median_rank": ',)),
     ("check", rb'\{\s*"readable": \d+,\s*"unreadable": ', ()),
     ("dataset", rb'\{"ix_to_word": ', (b'"tokenizer": ', b'"fingerprint": "')),
     ("dataset", rb"\x89HDF\r\n\x1a\n", (b"fingerprint",)),

@@ -201,8 +201,9 @@ def warn_of_captions(captions: list[str]) -> None:
     ((caption, count),) = Counter(captions).most_common(1)
     if count >= ALIKE * len(captions):
         log.warning(
-            "warning: %d of %d validation captions are alike (%r): the model does not look at the images; if that "
-            "lasts, check --cnn_model and --cnn_pixels, or try a higher --learning_rate",
+            "warning: %d of %d validation captions are alike (%r): the model does not look at the images, as at the "
+            "beginning of any training; train longer, and if that lasts, check --cnn_model and --cnn_pixels, or try "
+            "a higher --learning_rate",
             count,
             len(captions),
             caption,

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from captioner.data.batches import VALIDATION_BATCH, dataset_batches, shares
 from captioner.data.dataset import Dataset
@@ -80,9 +81,13 @@ class Validation:
         found: list[tuple[int, Caption]] = []
         positions = shares(len(self.indices), VALIDATION_BATCH, processes.rank, processes.size)
         batches = dataset_batches(self.dataset, self.indices, positions, self.num_workers, self.features)
-        with torch.autocast(trainer.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
+        hidden = None if processes.is_main and log.isEnabledFor(logging.INFO) else True  # None: on a terminal
+        bar = tqdm(total=len(self.indices), desc="validation", unit=" images", leave=False, disable=hidden)
+        half = torch.autocast(trainer.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32)
+        with half, bar:
             for evaluated in evaluate(captioner, batches, self.search_options):
                 totals.add(evaluated)
+                bar.update(len(evaluated.positions) * processes.size)
                 found += zip(evaluated.positions, captions_of(evaluated, self.dataset.vocab), strict=True)
         gathered = processes.gather((totals.loss_sum, totals.num_targets, found))
         loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)

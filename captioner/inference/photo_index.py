@@ -1,0 +1,159 @@
+"""CNN features and likely words of photos, kept on disk, so that a folder is looked at once and searched often.
+
+A photo is known by its content; its place, size and time only spare reading it. Rows are stored in shards, which are
+written whole and never changed; index.json comes last and says what is where.
+
+Letters: P photos, F numbers of a photo's CNN features, V words.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from captioner.errors import InputError
+from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.locks import sole_run
+
+log = logging.getLogger(__name__)
+
+LARGEST = 65504.0  # that half precision holds
+PHOTOS_OF_A_SHARD = 256  # as many are lost at most when an indexing is killed
+
+Place: TypeAlias = tuple[int, int]  # shard, and row in it
+
+
+class PhotoIndex:
+    """The store of one CNN; its photos may lie anywhere.
+
+    Args:
+        folder: the store's; made if needed.
+        model: digest of the language model: features are shared by all with this CNN, likely words are not.
+        words_of: features (P, F) float16 → (P, V+1) float16, how likely each word and END are in a caption.
+
+    Raises:
+        InputError: the folder cannot be written, or is damaged.
+    """
+
+    def __init__(self, folder: Path, model: str, words_of: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.folder = require_writable_folder(folder, "what is known about photos")
+        self._model, self._words_of = model, words_of
+        self._loaded: dict[Path, np.ndarray] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """What index.json says; an absent one says nothing."""
+        path = self.folder / "index.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            self.num_shards: int = content.get("shards", 0)
+            self._rows: dict[str, Place] = {key: (shard, row) for key, (shard, row) in content.get("rows", {}).items()}
+            self._places: dict[str, list[Any]] = content.get("places", {})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: is damaged ({error})", remedy=f"delete the folder {self.folder}") from error
+
+    def find(self, path: Path) -> Place | None:
+        """Where a photo's row is; None for one that is new, or gone."""
+        try:
+            place, state = _state(path)
+        except OSError:
+            return None
+        size, modified, digest = self._places.get(place, (None, None, ""))
+        return self._rows.get(digest) if [size, modified] == state else None
+
+    def update(
+        self, paths: Sequence[Path], encode: Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]]
+    ) -> None:
+        """Bring in what is new among these files; those that cannot be read are left out.
+
+        Args:
+            encode: positions in `paths` → position and features (F,) of each that can be decoded, in any order.
+        """
+        if all(self.find(path) for path in paths):
+            return
+        with sole_run(self.folder / ".lock", f"the index of photos in {self.folder}"):
+            self._read()  # another process may have been at it
+            digests = {
+                i: digest for i, path in enumerate(paths) if not self.find(path) and (digest := self._note(path))
+            }
+            wanted: dict[str, int] = {}
+            for position, digest in digests.items():
+                if digest not in self._rows:
+                    wanted.setdefault(digest, position)  # a photo that is there twice is looked at once
+            waiting: list[tuple[str, np.ndarray]] = []
+            for position, features in encode(list(wanted.values())):
+                waiting.append((digests[position], np.minimum(features, LARGEST).astype(np.float16)))
+                if len(waiting) == PHOTOS_OF_A_SHARD:
+                    self._add(waiting)
+                    waiting = []
+            self._add(waiting)
+
+    def _note(self, path: Path) -> str:
+        """Note where a photo lies; returns the digest of its content, "" where it cannot be read."""
+        try:
+            place, state = _state(path)
+            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        except OSError:
+            return ""
+        self._places[place] = [*state, digest]
+        return digest
+
+    def _add(self, photos: Sequence[tuple[str, np.ndarray]]) -> None:
+        if photos:
+            features = np.stack([row for _, row in photos])
+            self._store(self._features_file(self.num_shards), features)
+            self._store(self._words_file(self.num_shards), self._words_of(features))
+            self._rows |= {digest: (self.num_shards, row) for row, (digest, _) in enumerate(photos)}
+            self.num_shards += 1
+        with atomic_write(self.folder / "index.json", "w", encoding="utf-8") as stream:
+            json.dump({"shards": self.num_shards, "rows": self._rows, "places": self._places}, stream)
+
+    def words(self, places: Sequence[Place]) -> np.ndarray:
+        """How likely words are in captions of these photos: float16 (P, V+1).
+
+        Where another language model has brought photos in, likely words are made up for here, from their features.
+        """
+        shards, rows = np.array(places).T
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for shard in np.unique(shards):
+            if not self._words_file(shard).exists():
+                self._store(self._words_file(shard), self._words_of(self._load(self._features_file(shard))))
+            chosen = np.flatnonzero(shards == shard)
+            found.append((chosen, self._load(self._words_file(shard))[rows[chosen]]))
+        words = np.empty((len(places), found[0][1].shape[1]), np.float16)
+        for chosen, of_shard in found:
+            words[chosen] = of_shard
+        return words
+
+    def features(self, places: Sequence[Place]) -> np.ndarray:
+        """float16 (P, F)."""
+        return np.stack([self._load(self._features_file(shard))[row] for shard, row in places])
+
+    def _features_file(self, shard: int) -> Path:
+        return self.folder / f"features-{shard:05}.npy"
+
+    def _words_file(self, shard: int) -> Path:
+        return self.folder / f"words-{self._model}-{shard:05}.npy"
+
+    def _store(self, path: Path, rows: np.ndarray) -> None:
+        with atomic_write(path) as stream:
+            np.save(stream, rows)
+
+    def _load(self, path: Path) -> np.ndarray:
+        if path not in self._loaded:
+            try:
+                self._loaded[path] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(f"{path}: is damaged ({error})", remedy=f"delete the folder {self.folder}") from error
+        return self._loaded[path]
+
+
+def _state(path: Path) -> tuple[str, list[int]]:
+    """The file's place, and what changes when its content does."""
+    found = path.stat()
+    return os.path.abspath(path), [found.st_size, found.st_mtime_ns]
