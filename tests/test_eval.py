@@ -254,6 +254,26 @@ def test_two_processes_give_the_same_bytes_as_one(model, photos, tmp_path):
     assert outputs[1] == outputs[2]
 
 
+def test_processes_with_different_free_memory_caption_each_photo_once(model, photos, tmp_path):
+    """Each has its own idea of a fast batch size; the shares of a round have to fit together all the same."""
+    (tmp_path / "uneven.py").write_text(
+        "import os\n"
+        "from captioner.cli.eval import main\n"
+        "from captioner.inference.model import Model\n"
+        "Model.fast_batch_size = lambda self: 3 - int(os.environ['RANK'])\n"
+        "raise SystemExit(main())\n"
+    )
+    argv = ["--model", model, "--image_folder", photos, *CPU, "--vis_dir", "", "--output", "o.json"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "uneven.py"]
+    done = subprocess.run(
+        [sys.executable, *map(str, [*torchrun, *argv])], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = [f"img{n}.{('png', 'jpg', 'webp')[n % 3]}" for n in range(1, 12)]
+    assert [row["file_name"] for row in rows_of(tmp_path / "o.json")] == names
+
+
 def bad_inputs(tmp_path, tiny_dataset):
     h5, described = tiny_dataset
     (tmp_path / "empty").mkdir()

@@ -140,7 +140,8 @@ def caption(opt: argparse.Namespace) -> None:
             return
         model = Model(checkpoints, device, opt.precision, calibration=source)
         options = model.search_options(**search_keywords(opt))
-        batch_size = batch_size_of(opt, checkpoints[0], model)
+        # By the least of all memories: unequal batches would be unequal shares of each round.
+        batch_size = processes.smallest(batch_size_of(opt, checkpoints[0], model))
         if opt.watch:
             if processes.size > 1:
                 raise InputError("--watch 1 runs in one process", remedy="start it without torchrun")

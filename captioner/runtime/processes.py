@@ -63,6 +63,10 @@ class Processes:
         """The largest of all processes' values, in every process."""
         return max(self.gather(value))
 
+    def smallest(self, value: int) -> int:
+        """The smallest of all processes' values, in every process."""
+        return min(self.gather(value))
+
     def wait(self) -> None:
         """Go on only when every process has come this far."""
         if self.size > 1:
