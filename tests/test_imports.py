@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "captioner"
 
 # Data flow down this list; a part imports only parts above it. A sub-package is one part.
 ORDER = """
-    errors runtime kernels data model search metrics inference output convert training sweep service video cli __main__
+    errors runtime kernels data model search metrics inference output scale convert training sweep service video cli
+    __main__
 """.split()
 
 # A module that imports none of ours stands on level 1, any other one level below the lowest one it imports.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.cli.eval_shards import add_shard_options, caption_shards
 from captioner.cli.options import (
     Parser,
     Range,
@@ -99,6 +100,7 @@ def build_parser() -> Parser:
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
     out.add_argument("--references", default="", help="captions to score a folder against (see caption-score)")
     out.add_argument("--id", default="evalscript", help="name of this evaluation, in the scores' file name")
+    add_shard_options(p)
     machine = p.add_argument_group("machine")
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
     machine.add_argument("--seed", type=seed_number, default=123, help="random number seed, for sampling")
@@ -116,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
+    if opt.output_dir:
+        caption_shards(opt)
+        return
     check_options(opt)
 
     from tqdm import tqdm
@@ -233,12 +238,11 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError("--coco_json lists files by name only", remedy="say where they are with --image_folder")
     if opt.write_txt and not (opt.pictures or opt.image_folder):
         raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
-    from captioner.data.listing import is_address
-    from captioner.data.tar_files import is_tar
+    from captioner.data.listing import is_address, is_shard
 
     if opt.write_txt and any(map(is_address, opt.pictures)):
         raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
-    if opt.write_txt and any(map(is_tar, opt.pictures)):
+    if opt.write_txt and any(map(is_shard, opt.pictures)):
         raise InputError("--write_txt writes beside photos, not into archives", remedy="use --output")
     if not opt.write_txt:
         for name, given in (

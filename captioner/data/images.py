@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from captioner.data.image_mode import ImageMode
+from captioner.data.parquet_files import read_row
 from captioner.data.tar_files import read_member
 from captioner.errors import InputError
 from captioner.runtime.quantities import bytes_text
@@ -91,8 +92,8 @@ def read_image(path: str | Path, image_mode: ImageMode = "squash") -> np.ndarray
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file of sensible size, also of one inside a tar archive (see `tar_files`); pipes, devices
-    and folders are refused unopened.
+    """The bytes of a regular file of sensible size, also of one inside a tar archive or Parquet file (see `tar_files`,
+    `parquet_files`); pipes, devices and folders are refused unopened.
 
     Raises:
         InputError: with the reason.
@@ -119,9 +120,11 @@ def read_file(path: str | Path) -> bytes:
 
 
 def _read_from_archive(path: str | Path) -> bytes:
-    """A file that is none by itself: inside a tar archive, or missing."""
+    """A file that is none by itself: inside a shard, or missing."""
     try:
         data = read_member(str(path), MAX_FILE_BYTES)
+        if data is None:
+            data = read_row(str(path), MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     if data is None:

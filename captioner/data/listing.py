@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from captioner.data.images import has_image_suffix, starts_like_image
-from captioner.data.tar_files import list_members
+from captioner.data.parquet_files import count_rows, is_parquet
+from captioner.data.tar_files import is_tar, list_members
 from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -75,13 +76,20 @@ def _is_listed(path: str) -> bool:
     return not name.startswith("._") and (has_image_suffix(name) or starts_like_image(path))
 
 
+def is_shard(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this machine holds many pictures, by its content: a tar archive or a Parquet file."""
+    return is_tar(path) or is_parquet(path)
+
+
 def list_shard(path: str) -> list[str]:
-    """The pictures in a tar archive, in its order, each named as if the archive were a folder.
+    """The pictures in a shard, in its order, each named as if the shard were a folder.
 
     Raises:
-        InputError: the archive cannot be read.
+        InputError: the shard cannot be read.
     """
     try:
+        if is_parquet(path):
+            return [f"{path}/{number}" for number in range(count_rows(path))]
         members = list_members(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -9,7 +9,8 @@ token      Flickr8k's and Flickr30k's "a.jpg#0<tab>caption"
 labels     "photos/a.jpg dog" per line: the label becomes the caption
 folder     photo.jpg with its captions, one per line, in photo.txt
 classes    a folder with one folder per class and no text: the class's name becomes the caption
-shard      a tar archive as WebDataset and img2dataset write them: 0001.jpg (.png, .webp) with 0001.txt or 0001.json
+shard      a tar archive as WebDataset and img2dataset write them: 0001.jpg (.png, .webp) with 0001.txt or 0001.json;
+           a Parquet file with pictures' bytes in a column (image, jpg, ..) and texts in another (caption, text, ..)
 """
 
 import json
@@ -32,8 +33,9 @@ from captioner.data.entries import (
     text_of,
 )
 from captioner.data.images import read_file
-from captioner.data.listing import list_images, list_shard
-from captioner.data.tar_files import is_tar, list_members
+from captioner.data.listing import is_shard, list_images, list_shard
+from captioner.data.parquet_files import is_parquet, read_rows
+from captioner.data.tar_files import list_members
 from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,9 @@ def stream_records(path: str | Path, images_root: str | Path = "") -> Iterator[R
 
 def known_captions(path: Path, images_root: str | Path = "") -> Iterator[Record]:
     """The same of pictures that need no file: an id will do, and some may have a split and others not."""
-    if is_tar(path):
+    if is_parquet(path):
+        yield from _read_parquet(path, Path(images_root) if str(images_root) else path)
+    elif is_shard(path):
         yield from _read_shard(path, Path(images_root) if str(images_root) else path)
     elif path.is_dir():
         yield from _read_folder(path, Path(images_root) if str(images_root) else path)
@@ -108,7 +112,7 @@ def find_images_root(path: str | Path, first: Iterable[str], images_root: str) -
     path = Path(path)
     if images_root or not path.exists():
         return Path(images_root)
-    if path.is_dir() or is_tar(path):
+    if path.is_dir() or is_shard(path):
         return path
     probes = list(first)
     for root in (Path(), path.parent):
@@ -344,6 +348,23 @@ def _read_shard(path: Path, images_root: Path) -> Iterator[Record]:
         else:
             text = path / f"{stem}.txt"
             yield Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
+
+
+def _read_parquet(path: Path, images_root: Path) -> Iterator[Record]:
+    """The rows of a Parquet file; the pictures are read later, one by one."""
+    try:
+        with path.open("rb") as stream:
+            rows = read_rows(stream, (*CAPTION_KEYS, *ID_KEYS, "split"), with_pictures=False)
+            for number, (_, _, fields) in enumerate(rows):
+                source = f"{path}: row {number}"
+                named = {NAME_KEYS[0]: _name_from(path, path / str(number), images_root)}
+                given = {key: value for key, value in fields.items() if value is not None}
+                if not given.keys().isdisjoint(CAPTION_KEYS):
+                    yield record_of(Entry({**given, **named}, source, "entry"))
+                else:
+                    yield Record(named[NAME_KEYS[0]], [])
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _described_member(path: Path, file_path: str) -> Record:

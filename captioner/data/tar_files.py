@@ -9,6 +9,7 @@ import functools
 import os
 import tarfile
 
+SUFFIX = ".tar"
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar"  # POSIX and GNU
 
 
@@ -20,6 +21,24 @@ def is_tar(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
+
+
+class StrictMember(tarfile.TarInfo):
+    """Python takes a damaged header, or a file that ends without an end mark, for an archive's end; this does not."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "StrictMember":
+        """The next member.
+
+        Raises:
+            tarfile.ReadError: there is neither one nor the end mark.
+        """
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the mark
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
 
 
 def list_members(path: str) -> dict[str, tuple[int, int]]:
@@ -36,7 +55,7 @@ def _list_members(path: str, _: int, size: int) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     end = 0
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=StrictMember) as archive:
             for member in archive:
                 end = member.offset_data + member.size
                 if end > size:

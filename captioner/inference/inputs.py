@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from captioner.data.download import Item, Limits, download
-from captioner.data.listing import is_address, list_images, list_shard, natural_key
-from captioner.data.tar_files import is_tar
+from captioner.data.listing import is_address, is_shard, list_images, list_shard, natural_key
 from captioner.errors import InputError
 from captioner.inference.sources import FileSource, open_folder
 
@@ -26,8 +25,8 @@ def open_inputs(names: Sequence[str], recursive: bool, limit: int, stdin: IO[byt
     """The pictures that names stand for, in their order, each once; ids count from "1".
 
     Args:
-        names: files, tar archives of pictures, folders (their pictures in natural order), patterns (a shell that
-            leaves "*.jpg" as it is needs no help), "-" for a list on stdin, http and https addresses.
+        names: files, tar archives and Parquet files of pictures, folders (their pictures in natural order), patterns
+            (a shell that leaves "*.jpg" as it is needs no help), "-" for a list on stdin, http and https addresses.
         recursive: folders' subfolders too.
         limit: the first so many of them; −1: all.
         stdin: paths or addresses, one a line or separated by NUL.
@@ -65,7 +64,7 @@ def _expanded(names: Sequence[str], recursive: bool, stdin: IO[bytes]) -> Iterat
             yield name
         elif os.path.isdir(name):
             yield from _of_folder(name, recursive)
-        elif is_tar(name):
+        elif is_shard(name):
             yield from list_shard(name)
         elif os.path.lexists(name):
             yield name
@@ -76,7 +75,7 @@ def _expanded(names: Sequence[str], recursive: bool, stdin: IO[bytes]) -> Iterat
             for match in matches:
                 if os.path.isdir(match):
                     yield from _of_folder(match, recursive)
-                elif is_tar(match):
+                elif is_shard(match):
                     yield from list_shard(match)
                 else:
                     yield match

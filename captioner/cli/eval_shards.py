@@ -1,0 +1,91 @@
+"""caption-eval --output_dir: shards in, shards out."""
+
+import argparse
+import functools
+import logging
+
+from captioner.cli.options import Parser
+from captioner.cli.search_options import search_keywords
+from captioner.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Options of caption-eval that have no meaning for shards, with their defaults.
+NOT_FOR_SHARDS = {
+    "num_images": None,
+    "image_folder": "",
+    "watch": False,
+    "coco_json": "",
+    "input_h5": "",
+    "input_json": "",
+    "output": None,
+    "share": None,
+    "explain": False,
+    "write_txt": False,
+    "only_missing": False,
+    "language_eval": False,
+    "references": "",
+}
+
+
+def add_shard_options(p: Parser) -> None:
+    """Options about shards as a whole."""
+    g = p.add_argument_group("many shards (.tar, .parquet; here, or at s3://, gs://, hf://, ..)")
+    g.add_argument("--output_dir", default="", metavar="FOLDER", help="one file of results for each shard, no page")
+    g.add_argument("--output_format", choices=("jsonl", "parquet"), default="jsonl", help="of these files")
+
+
+def caption_shards(opt: argparse.Namespace) -> None:
+    """Caption shards; a repeated command does what is left."""
+    check_options(opt)
+
+    import captioner
+    from captioner.inference.load import CALIBRATION_PHOTOS, load_models
+    from captioner.model.checkpoint import bundled_model_path
+    from captioner.runtime.device import choose_device
+    from captioner.runtime.memory import keep_freed_memory
+    from captioner.runtime.processes import process_group
+    from captioner.scale.captions import (
+        CaptionItems,
+        digest_of,
+        find_shards,
+        first_pictures,
+        run_here,
+    )
+    from captioner.scale.items import read_items
+    from captioner.scale.shard_results import ShardResults
+
+    keep_freed_memory()
+    shards = find_shards(opt.pictures)
+    checkpoint = load_models(opt.model)[0]
+    captioned_with = {"search": search_keywords(opt), "seed": opt.seed, "min_confidence": opt.min_confidence}
+    run = {"models": [digest_of(path) for path in opt.model or [bundled_model_path()]], "precision": opt.precision}
+    batch_size = opt.batch_size if opt.batch_size > 1 else None
+    device = choose_device(opt.gpuid)
+    with process_group(device) as processes:
+        results = ShardResults(shards, opt.output_dir, opt.output_format, run | captioned_with, opt.overwrite)
+        processes.wait()  # all have seen the same shards left before one of them does some
+        left = [results.left[place] for place in processes.share(len(results.left))]
+        log.info("%d of %d shards are left to caption", len(results.left), len(shards))
+        if not left:
+            return
+        calibration = first_pictures(shards, CALIBRATION_PHOTOS) if opt.precision == "int8" else []
+        model = captioner.load_model(opt.model or None, device, opt.precision, calibration)
+        worker = CaptionItems(model, **captioned_with)
+        read = functools.partial(read_items, image_mode=checkpoint.config.image_mode, num_workers=opt.num_workers)
+        results.gather(run_here(shards, left, read, worker, batch_size or model.fast_batch_size()))
+
+
+def check_options(opt: argparse.Namespace) -> None:
+    """Refuse contradictions before anything is read.
+
+    Raises:
+        InputError: an option that shards exclude, or one that is missing.
+    """
+    if not opt.pictures:
+        raise InputError("--output_dir: no shards are named", expected="tar archives or Parquet files of pictures")
+    for name, default in NOT_FOR_SHARDS.items():
+        if getattr(opt, name) != default:
+            raise InputError(f"--{name} and --output_dir exclude each other", remedy="see docs/scale.md")
+    if opt.batch_size == 0:
+        raise InputError("--batch_size 0 is for data sets", expected="at least 1, with --output_dir")

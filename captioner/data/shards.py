@@ -1,0 +1,114 @@
+"""The pictures of a shard in its order, read once from front to back: a tar archive or a Parquet file, here or remote.
+
+A member that is broken is in the stream with its reason; so is, as its last entry, an archive that is damaged or cut
+off after some pictures. A shard with nothing to be had is an error.
+"""
+
+import errno
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from captioner.data import parquet_files, tar_files
+from captioner.data.image_mode import ImageMode
+from captioner.data.images import MAX_FILE_BYTES, decode_image, has_image_suffix
+from captioner.data.listing import is_shard as is_local_shard
+from captioner.errors import InputError
+from captioner.runtime.quantities import bytes_text
+from captioner.runtime.storage import is_remote, open_bytes
+
+SUFFIXES = (tar_files.SUFFIX, parquet_files.SUFFIX)
+
+
+@dataclass(slots=True)
+class Member:
+    """A picture of a shard, or why there is none."""
+
+    id: str  # WebDataset's key (the name up to its first dot), or what a Parquet row's key or id says
+    file_name: str  # from the shard's own name on: 00000.tar/000000012.jpg, 00000.parquet/12
+    data: bytes = b""
+    error: str = ""
+
+
+def is_shard(path: str) -> bool:
+    """Whether a name means a shard: a file of this machine by its content, an address by its ending."""
+    return path.lower().endswith(SUFFIXES) if is_remote(path) else is_local_shard(path)
+
+
+def name_of(path: str) -> str:
+    """A shard's own name, without its folder."""
+    return path.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
+
+
+def read_members(path: str) -> Iterator[Member]:
+    """The pictures of a shard, with broken ones in their places. Memory: a picture, of Parquet some dozen.
+
+    Raises:
+        InputError: the shard cannot be read. What was read before is no result then: nothing is wrong with the shard.
+    """
+    count = 0
+    try:
+        with open_bytes(path) as stream:
+            for member in _reader_of(path)(stream, name_of(path)):
+                count += 1
+                yield member
+    except (OSError, tarfile.TarError, EOFError) as error:
+        damaged = not isinstance(error, OSError) or error.errno == errno.EBADMSG
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if not (damaged and count):
+            raise InputError(f"{path}: cannot be read ({reason})") from error
+        yield Member("", name_of(path), error=f"damaged or cut off after {count} pictures ({reason})")
+
+
+def decode(member: Member, image_mode: ImageMode) -> np.ndarray | str:
+    """uint8 (3, 256, 256), or the reason why there is none."""
+    if member.error:
+        return member.error
+    if not member.data:
+        return "is empty"
+    try:
+        return decode_image(member.data, image_mode=image_mode)
+    except InputError as error:
+        return str(error)
+
+
+def _reader_of(path: str) -> Callable[[IO[bytes], str], Iterator[Member]]:
+    is_parquet = path.lower().endswith(parquet_files.SUFFIX) if is_remote(path) else parquet_files.is_parquet(path)
+    return _read_parquet if is_parquet else _read_tar
+
+
+def _read_tar(stream: IO[bytes], shard: str) -> Iterator[Member]:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=tar_files.StrictMember) as archive:
+        for found in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all it has seen
+            if not (found.isreg() and has_image_suffix(found.name)):
+                continue
+            folder, slash, last = found.name.removeprefix("./").rpartition("/")
+            member = Member(folder + slash + last.partition(".")[0], f"{shard}/{found.name}")
+            if found.size > MAX_FILE_BYTES:
+                member.error = _too_large(found.size)
+            else:
+                content = archive.extractfile(found)
+                assert content  # a regular file
+                member.data = content.read()
+            yield member
+
+
+def _read_parquet(stream: IO[bytes], shard: str) -> Iterator[Member]:
+    for number, (key, data, _) in enumerate(parquet_files.read_rows(stream)):
+        member = Member(key, f"{shard}/{number}")
+        if isinstance(data, str):
+            member.error = data
+        elif len(data) > MAX_FILE_BYTES:
+            member.error = _too_large(len(data))
+        else:
+            member.data = data
+        yield member
+
+
+def _too_large(size: int) -> str:
+    return f"holds {bytes_text(size)}; expected at most {bytes_text(MAX_FILE_BYTES)}"

@@ -1,0 +1,134 @@
+"""Captions of shards: which there are, what is said about their pictures, and the loop in this process."""
+
+import glob
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from captioner.data.batch import Batch, PixelInputs
+from captioner.data.image_mode import ImageMode
+from captioner.data.listing import natural_key
+from captioner.data.shards import SUFFIXES, is_shard, read_members
+from captioner.errors import InputError
+from captioner.output.rows import caption_row
+from captioner.runtime.storage import find, is_remote
+from captioner.scale.items import Item, Worker
+
+if TYPE_CHECKING:
+    from captioner import Model
+
+
+def find_shards(names: Sequence[str]) -> list[str]:
+    """The shards that names stand for, in their order: files, folders of shards, patterns, addresses.
+
+    Raises:
+        InputError: a name stands for nothing, or for something else.
+    """
+    found: list[str] = []
+    for name in names:
+        if is_remote(name):
+            found += find(name)
+        elif os.path.isdir(name):
+            inside = [entry.path for entry in os.scandir(name) if entry.name.lower().endswith(SUFFIXES)]
+            if not inside:
+                raise InputError(f"{name}: no shards (.tar, .parquet) in this folder")
+            found += sorted(inside, key=natural_key)
+        elif os.path.lexists(name):
+            found.append(name)
+        else:
+            matches = sorted(glob.glob(name, recursive=True), key=natural_key)
+            if not matches:
+                raise InputError(f"{name}: no such shard")
+            found += matches
+    for name in found:
+        # One that is damaged from its first byte on is known by its ending, and listed later.
+        if not (name.lower().endswith(SUFFIXES) or is_shard(name)):
+            raise InputError(
+                f"{name}: is no shard", expected="tar archives or Parquet files of pictures, with --output_dir"
+            )
+    return list(dict.fromkeys(found))
+
+
+def first_pictures(shards: Iterable[str], count: int) -> list[bytes]:
+    """The contents of so many files of the first shard, and of the next ones if it has fewer."""
+    members = itertools.chain.from_iterable(map(read_members, shards))
+    return [member.data for member in itertools.islice(members, count) if not member.error]
+
+
+def digest_of(path: str | os.PathLike[str]) -> str:
+    """The same for the same content, on any machine."""
+    digest = hashlib.blake2b(digest_size=10)
+    with open(path, "rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Decoded:
+    """Pictures that are decoded already, as `captioner.Model.run` wants them."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batches(
+        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
+    ) -> Iterator[Batch]:
+        for group in positions:
+            items = [self.items[position] for position in group]
+            pixels = [item.pixels for item in items if item.pixels is not None]
+            yield Batch(
+                info=[{"id": item.id, "file_path": item.file_name} for item in items],
+                positions=[item.index for item in items],  # by which random draws differ
+                inputs=PixelInputs(torch.from_numpy(np.stack(pixels))),
+            )
+
+
+class CaptionItems:
+    """A Worker: says what a model sees.
+
+    Args:
+        search: as for `Model.search_options`.
+        seed: of sampling; picture i of a shard draws from seed + i.
+
+    Raises:
+        InputError: an option makes no sense.
+    """
+
+    def __init__(self, model: "Model", search: Mapping[str, Any], seed: int, min_confidence: float) -> None:
+        self.model, self.options = model, model.search_options(**search)
+        self.seed, self.min_confidence = seed, min_confidence
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        places = [place for place, item in enumerate(items) if item.pixels is not None]
+        done = list(items)
+        if not places:
+            return done
+        decoded = _Decoded([items[place] for place in places])
+        (evaluated,) = self.model.run(decoded, [range(len(places))], self.options, seed=self.seed)
+        for place, caption in zip(places, self.model.captions_of(evaluated, self.min_confidence), strict=True):
+            row = dumps(caption_row(caption), ensure_ascii=False)
+            done[place] = replace(items[place], pixels=None, row=row)
+        return done
+
+
+def run_here(
+    shards: Sequence[str],
+    numbers: Iterable[int],
+    read: Callable[[int, str], Iterator[Item]],
+    worker: Worker,
+    batch_size: int,
+) -> Iterator[Item]:
+    """The pictures of the shards that are asked for, through a worker in this process."""
+    items = itertools.chain.from_iterable(read(number, shards[number]) for number in numbers)
+    while batch := list(itertools.islice(items, batch_size)):
+        yield from worker(batch)
