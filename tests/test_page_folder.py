@@ -193,8 +193,8 @@ def test_the_working_copy_is_its_own_page(tmp_path, monkeypatch):
 def test_examples_suit_the_page_as_they_are():
     credits = (EXAMPLES / "CREDITS.md").read_text(encoding="utf-8")
     photos = sorted(EXAMPLES.glob("*.jpg"))
-    assert 6 <= len(photos) <= 8
+    assert len(photos) >= 8
     for photo in photos:
-        assert photo.name in credits
+        assert photo.name in credits and photo.stat().st_size < 60_000
         with Image.open(io.BytesIO(photo.read_bytes())) as image:
             assert max(image.size) <= LONGEST_SIDE

@@ -27,7 +27,7 @@ def test_the_examples_of_the_python_page_run(clone, capsys):
         exec(block, names)
     printed = capsys.readouterr().out
     assert "left out: picture 2 of 2: " in printed
-    assert "{'train': 6, 'val': 2, 'test': 0}" in printed
+    assert "{'train': 10, 'val': 2, 'test': 0}" in printed
     low, high = names["logprobs"][1], names["logprobs"][0]
     assert low < high < 0
     assert (clone / "data.h5").is_file()
