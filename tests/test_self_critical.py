@@ -17,7 +17,7 @@ from captioner.model.checkpoint import load_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.training import loop
 from captioner.training.health_checks import SampleTrend
-from captioner.training.self_critical import advantages, sample_captions, with_end
+from captioner.training.self_critical import Samples, advantages, sample_captions, with_end
 
 NUM_IDS = 7  # 6 words and END
 END = 7
@@ -110,6 +110,32 @@ def test_samples_are_drawn_as_often_as_they_are_likely(model, encodings):
     (words, probability), *_ = sorted(likely.items(), key=lambda pair: -pair[1])
     share = sum(tuple(drawn) == words for drawn in samples.words) / 4000
     assert share == pytest.approx(probability, abs=5 * math.sqrt(probability / 4000))
+
+
+def test_in_training_one_dropout_mask_is_for_sample_and_gradient(model, encodings):
+    """The gradient of what is reported, by finite differences over draws with the same random numbers."""
+    model, encodings = model.double(), encodings.double()
+    bias = model.decoder.output.bias if model.config.decoder == "lstm" else model.decoder.output_bias
+
+    def sample() -> Samples:
+        torch.manual_seed(4)
+        return sample_captions(model, encodings, samples=6, temperature=0.7, banned=[2])
+
+    without = sample()
+    model.train()
+    with_dropout = sample()
+    assert not torch.allclose(without.logprob, with_dropout.logprob)
+    (gradient,) = torch.autograd.grad(with_dropout.logprob.sum(), bias)
+    for word in (0, 3, 5):
+        sums = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                bias[word] += step
+                moved = sample()
+                bias[word] -= step
+            assert moved.words == with_dropout.words
+            sums.append(float(moved.logprob.sum()))
+        assert (sums[0] - sums[1]) / 2e-5 == pytest.approx(float(gradient[word]), abs=1e-5)
 
 
 def test_what_is_rewarded_becomes_likelier(model, encodings):

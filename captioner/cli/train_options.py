@@ -20,14 +20,15 @@ from captioner.cli.options import (
     positive_factor,
     proper_share,
     seed_number,
+    share,
     small_size,
     temperature,
     width,
     workers,
 )
 from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS
-from captioner.training.options import CNN_RULES, RULES, Schedule, TrainingOptions
-from captioner.training.presets import PRESETS
+from captioner.training.options import CNN_RULES, RULES, CacheType, FlipFeatures, Schedule, TrainingOptions
+from captioner.training.presets import PRESETS, STAGE_LISTS
 
 
 def build_parser() -> Parser:
@@ -42,8 +43,9 @@ def build_parser() -> Parser:
     )
     recipe.add_argument(
         "--stages",
-        choices=("1", "2", "1,2"),
-        help="stages of the preset to run: 1 with a frozen CNN, 2 fine-tunes it from there; by default both",
+        choices=STAGE_LISTS,
+        help="stages of the preset to run: 1 with a frozen CNN, 2 fine-tunes it from there, 3 rewards captions; by "
+        "default all",
     )
     data = p.add_argument_group("data")
     data.add_argument("--input_h5", help="dataset: images and labels")
@@ -123,6 +125,12 @@ def build_parser() -> Parser:
     optim.add_argument("--cnn_learning_rate", type=positive_factor, help="learning rate of the CNN")
     optim.add_argument("--cnn_weight_decay", type=factor, help="L2 weight decay of the CNN")
     optim.add_argument("--shuffle", type=flag, help="new order each epoch; 0: the original's fixed order")
+    optim.add_argument(
+        "--source_weights",
+        metavar="NAME=WEIGHT,..",
+        help="of a dataset of several inputs: how often an epoch has the images of each (the json's `source`); 1 for "
+        "those not named",
+    )
     optim.add_argument("--weight_decay", type=factor, help="of the language model's weights, with --optim adamw")
     optim.add_argument(
         "--grad_norm", type=factor, help="scale the gradients down to this norm, instead of --grad_clip; 0: do not"
@@ -144,6 +152,26 @@ def build_parser() -> Parser:
         "--label_smoothing",
         type=proper_share,
         help="part of each target's probability that is spread over all words; the training loss shows it",
+    )
+    augmentation = p.add_argument_group("augmentation")
+    augmentation.add_argument(
+        "--augment_flip",
+        type=share,
+        help="part of the training images that are mirrored, with left and right exchanged in their (English) captions",
+    )
+    augmentation.add_argument(
+        "--augment_rotation", type=Range(float, 0, 45), help="degrees up to which training images are turned"
+    )
+    augmentation.add_argument(
+        "--augment_colour",
+        type=proper_share,
+        help="part by which brightness, contrast and saturation of training images change at most",
+    )
+    augmentation.add_argument(
+        "--flip_features",
+        choices=get_args(FlipFeatures),
+        help="with --cache_features: photo computes mirrored images' features too (twice the time and disk); grid "
+        "mirrors the cached grid, which is nearly the same and costs nothing",
     )
     evaluation = p.add_argument_group("evaluation and checkpoints")
     evaluation.add_argument("--val_images_use", type=all_or_some, help="validation images; -1 all")
@@ -175,7 +203,14 @@ def build_parser() -> Parser:
         "--cache_features",
         type=Range(int, 0, 1000),
         metavar="CROPS",
-        help="frozen CNN only: compute the features of the centre crop (1) or of so many crops once, beside the h5",
+        help="compute what the CNN makes of the centre crop (1) or of so many crops once, beside the h5; while it "
+        "stays as it is, or with --finetune_cnn_layers 5",
+    )
+    machine.add_argument(
+        "--cache_type",
+        choices=get_args(CacheType),
+        help="number format of cached features; uint8: roots in 256 steps, half of float16's disk; auto: float32 for "
+        "vectors, float16 for grids",
     )
     defaults = {option.name: option.default for option in dataclasses.fields(TrainingOptions)}
     del defaults["stage"]  # no option: it follows from --stages

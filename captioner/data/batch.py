@@ -36,10 +36,11 @@ class PixelInputs:
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """What the model's CNN made of the images earlier (`CaptionModel.cnn_features`).
+    """What the model's CNN made of the images earlier.
 
     Attributes:
-        features: float32 (N, F), or (N, G, C) where the model attends.
+        features: float32 (N, F), or (N, G, C) where the model attends: of `CaptionModel.cnn_features`; or
+            (N, 14, 14, C): of `CaptionModel.last_block_inputs`.
     """
 
     features: Tensor

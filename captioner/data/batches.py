@@ -1,9 +1,10 @@
 """Batches from a dataset or from image files.
 
-Letters: N images of a batch, F width of a cached CNN feature.
+Letters: N images of a batch.
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.augmentation import Augmentation, Change, MirroredCaptions
 from captioner.data.batch import Batch, FeatureInputs, KnownCaptions, PixelInputs
+from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
+from captioner.data.epoch_order import EpochOrder
 from captioner.data.image_like import ImageLike, read_image_like
 from captioner.data.image_mode import ImageMode
 from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET
@@ -24,6 +28,7 @@ from captioner.errors import InputError
 Result = TypeVar("Result")
 
 VALIDATION_BATCH = 32  # images of a training run's validation at once; results do not depend on it
+UNCHANGED = Change(mirrored=False)
 FILES_AHEAD = 64  # decoded images waiting for their batch: 12 MB
 NO_IMAGES = torch.empty(0, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
 
@@ -31,18 +36,21 @@ NO_IMAGES = torch.empty(0, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
 class TrainingBatches:
     """Training batch number k, for any k: a function of the seed alone, so that a run resumes exactly.
 
-    Images come in a new random order each epoch (`shuffle`), without regard to where batches end. Of an image with more
-    than S captions a random run of S consecutive ones is taken, with fewer they are drawn with replacement, as the
-    original does (misc/DataLoader.lua). Crop offsets are drawn per image.
+    Images come in the order of their epoch, without regard to where batches end. Of an image with more than S captions
+    a random run of S consecutive ones is taken, with fewer they are drawn with replacement, as the original does
+    (misc/DataLoader.lua). Crop offsets are drawn per image. An image that is to be mirrored brings the captions that
+    can be told of its mirror image; if there is none, it stays as it is.
 
     Args:
         dataset: where images and captions come from.
         indices: the images of the training split.
         batch_size: N, images of one batch over all processes.
         seq_per_img: S, captions per image.
-        features: float (images of the dataset, crops, F); if given, batches carry features instead of pixels.
+        shuffle, weights: of the images of an epoch, see `EpochOrder`.
+        features: if given, batches carry them instead of pixels.
         share: this process's rows of each batch, as a function of the batch size.
         all_captions_from: from this batch on images bring all of their captions; None: never.
+        augmentation: how images are changed; of features only mirrored ones are known.
 
     Raises:
         InputError: this process would have no rows.
@@ -57,14 +65,17 @@ class TrainingBatches:
         seq_per_img: int,
         seed: int,
         shuffle: bool,
-        features: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        features: CachedFeatures | None = None,
         share: Callable[[int], range] = range,
         all_captions_from: int | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        self.dataset, self.indices, self.batch_size, self.seq_per_img = dataset, indices, batch_size, seq_per_img
-        self.seed, self.shuffle, self.features, self.share = seed, shuffle, features, share
-        self.all_captions_from = all_captions_from
-        self._orders: dict[int, np.ndarray] = {}
+        self.dataset, self.batch_size, self.seq_per_img = dataset, batch_size, seq_per_img
+        self.seed, self.features, self.share = seed, features, share
+        self.all_captions_from, self.augmentation = all_captions_from, augmentation
+        self.order = EpochOrder(indices, seed=seed, shuffle=shuffle, weights=weights)
+        self.mirrored = MirroredCaptions(dataset.vocab)
         if not share(batch_size):
             raise InputError(
                 f"--batch_size {batch_size}: not an image for each process", remedy="start fewer processes"
@@ -73,22 +84,13 @@ class TrainingBatches:
     def image_indices(self, number: int) -> np.ndarray:
         """Which images of the dataset batch `number` holds, over all processes: int64 (N,)."""
         positions = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, len(self.indices))
-        return np.array([self._order(epoch)[place] for epoch, place in zip(epochs, places, strict=True)], np.int64)
+        epochs, places = np.divmod(positions, len(self.order))
+        return np.array([self.order(epoch)[place] for epoch, place in zip(epochs, places, strict=True)], np.int64)
 
     def describe(self, number: int) -> str:
         """Name the images of batch `number`, for messages."""
         names = [str(self.dataset.info[i].get("file_path", f"row {i}")) for i in self.image_indices(number)]
         return f"the batch of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return self.indices
-        if epoch not in self._orders:
-            order = np.random.default_rng((self.seed, 1, epoch)).permutation(self.indices)
-            # Batches of at most two epochs are in the making at any time; older orders are not needed again.
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 2} | {epoch: order}
-        return self._orders[epoch]
 
     def __call__(self, number: int) -> Batch:
         """Build batch `number` (this process's share of it)."""
@@ -96,22 +98,39 @@ class TrainingBatches:
         indices = self.image_indices(number)
         # Everything random is drawn for the whole batch before sharing it out: the same for any number of processes.
         offsets = rng.integers(0, MAX_CROP_OFFSET + 1, size=(len(indices), 2))
-        captions = [self._choose_captions(int(index), rng) for index in indices]
+        changes, known = self._changed(number, indices)
+        captions = [self._choose_captions(of_image, rng) for of_image in known]
         if self.all_captions_from is not None and number >= self.all_captions_from:
-            captions = [self.dataset.captions_of(int(index)) for index in indices]
-        crops = rng.integers(0, self.features.shape[1] if self.features is not None else 1, size=len(indices))
+            captions = known
+        crops = rng.integers(0, self.features.crops if self.features is not None else 1, size=len(indices))
         rows = list(self.share(len(indices)))
         indices = indices[rows]
         inputs: PixelInputs | FeatureInputs
         if self.features is not None:
-            inputs = FeatureInputs(torch.from_numpy(self.features[indices, crops[rows]].astype(np.float32)))
+            mirrored = np.array([changes[row].mirrored for row in rows])
+            inputs = FeatureInputs(self.features.read(indices, crops[rows], mirrored))
         else:
-            inputs = PixelInputs(_read_rows(self.dataset, indices), torch.from_numpy(offsets[rows]))
+            images = _read_rows(self.dataset, indices, [changes[row] for row in rows])
+            inputs = PixelInputs(images, torch.from_numpy(offsets[rows]))
         info = [self.dataset.info[i] for i in indices]
         return Batch(info, rows, inputs, _known_captions([captions[row] for row in rows]))
 
-    def _choose_captions(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        captions = self.dataset.captions_of(index)
+    def _changed(self, number: int, indices: np.ndarray) -> tuple[list[Change], list[np.ndarray]]:
+        """What becomes of the images of batch `number`, and the captions of each that are still true."""
+        known = [self.dataset.captions_of(int(index)) for index in indices]
+        if self.augmentation is None:
+            return [UNCHANGED] * len(indices), known
+        changes = self.augmentation.draw(np.random.default_rng((self.seed, 3, number)), len(indices))
+        for row, change in enumerate(changes):
+            if change.mirrored:
+                captions = self.mirrored(known[row])
+                if len(captions):
+                    known[row] = captions
+                else:
+                    changes[row] = dataclasses.replace(change, mirrored=False)
+        return changes, known
+
+    def _choose_captions(self, captions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count, wanted = len(captions), self.seq_per_img
         if count < wanted:
             return captions[rng.integers(0, count, size=wanted)]
@@ -124,21 +143,21 @@ def dataset_batches(
     indices: np.ndarray,
     positions: Iterable[Sequence[int]],
     num_workers: int,
-    features: np.ndarray | None = None,
+    features: CachedFeatures | None = None,
 ) -> Iterator[Batch]:
     """Images of a dataset, each with all of its captions and the centre crop.
 
     Args:
         indices: the images of the whole run.
         positions: for each batch, which of them it holds.
-        features: float (images of the dataset, crops, F); the first crop is the centre.
+        features: if given, batches carry those of the centre crop instead of pixels.
     """
 
     def build(places: Sequence[int]) -> Batch:
         chosen = indices[list(places)]
         inputs: PixelInputs | FeatureInputs
         if features is not None:
-            inputs = FeatureInputs(torch.from_numpy(features[chosen, 0].astype(np.float32)))
+            inputs = FeatureInputs(features.read(chosen))
         else:
             inputs = PixelInputs(_read_rows(dataset, chosen))
         captions = _known_captions([dataset.captions_of(int(i)) for i in chosen])
@@ -223,10 +242,10 @@ def _known_captions(of_images: Sequence[np.ndarray]) -> KnownCaptions:
     return KnownCaptions(torch.from_numpy(np.concatenate(of_images).astype(np.int64)), torch.repeat_interleave(counts))
 
 
-def _read_rows(dataset: Dataset, indices: np.ndarray) -> Tensor:
-    """uint8 (N, 3, 256, 256), copied out of the memory-mapped file."""
+def _read_rows(dataset: Dataset, indices: np.ndarray, changes: Sequence[Change] | None = None) -> Tensor:
+    """uint8 (N, 3, 256, 256), copied out of the memory-mapped file, and changed."""
     dataset.require_whole_file()
     rows = torch.empty((len(indices), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    for row, index in zip(rows.numpy(), indices, strict=True):
-        row[...] = dataset.images[int(index)]
+    for row, index, change in zip(rows.numpy(), indices, changes or [UNCHANGED] * len(indices), strict=True):
+        row[...] = change(dataset.images[int(index)])
     return rows

@@ -298,12 +298,12 @@ class AttentionDecoder(nn.Module):
             Log-probabilities (R, V+1), float32 or wider, of the next id, and the state after this one.
         """
         product, image = state.products, state.rows.image
-        words = self.embedding(tokens - 1) * self.word_scale
+        words = self._words(tokens)
         h1, c1 = lstm_cell(state.from_mean[image] + product["word"](words) + product["hidden1"](state.h1), state.c1)
         context = self._attend(product["query"](h1), state.keys, state.values, state.rows)
         inputs = torch.cat([context, h1], 1)
         h2, c2 = lstm_cell(product["input2"](inputs) + product["hidden2"](state.h2), state.c2)
-        logits = product["output"](product["head"](h2))
+        logits = product["output"](product["head"](dropout(h2, self.drop_prob, self.training)))
         return log_softmax(logits), replace(state, h1=h1, c1=c1, h2=h2, c2=c2)
 
     def pack(self) -> None:

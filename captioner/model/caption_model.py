@@ -41,7 +41,7 @@ class CaptionModel(nn.Module):
         return self.loss_sum(self.encode(inputs), captions.image_of_caption, captions.labels, label_smoothing)
 
     def encode(self, inputs: PixelInputs | FeatureInputs) -> Tensor:
-        """What the decoder sees of N images, given as pixels or as what `cnn_features` made of them earlier.
+        """What the decoder sees of N images, given as pixels or as what the CNN, or most of it, made of them earlier.
 
         Returns:
             (N, E), in the type of the projection's weights: float32 even where the CNN computes in another.
@@ -51,7 +51,9 @@ class CaptionModel(nn.Module):
         return self.encode_features(self.cnn_features(inputs.images, inputs.offsets))
 
     def encode_features(self, features: Tensor) -> Tensor:
-        """Encodings (N, E) of CNN features (N, F), of any floating-point type."""
+        """Encodings (N, E) of what `cnn_features` or `last_block_inputs` gave, of any floating-point type."""
+        if features.ndim == 4:
+            features = self.encoder.last_block(features)
         return self.encoder.project(features)
 
     def loss_sum(
@@ -82,6 +84,18 @@ class CaptionModel(nn.Module):
         """
         pixels = self.normalise(crop(images, offsets))
         return self.encoder.cnn(pixels.to(self.encoder.input_dtype))
+
+    def last_block_inputs(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Pixels to what the last convolution block sees: what is computed only once if no more than it is trained.
+
+        Args:
+            images, offsets: as for `cnn_features`.
+
+        Returns:
+            (N, 14, 14, C) in the CNN's dtype.
+        """
+        pixels = self.normalise(crop(images, offsets))
+        return self.encoder.before_last_block(pixels.to(self.encoder.input_dtype))
 
     def language_model_parameters(self) -> list[nn.Parameter]:
         """What captions train from the first iteration: the decoder and the encoder's projection."""

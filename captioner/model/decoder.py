@@ -147,10 +147,10 @@ class Decoder(nn.Module):
             Log-probabilities (R, V+1), float32 or wider, of the next id, and the state after this one.
         """
         state = self._advance(self.embedding(tokens - 1), state)
-        return log_softmax(self.output(state.h[-1])), state
+        return log_softmax(self.output(dropout(state.h[-1], self.drop_prob, self.training))), state
 
     def _advance(self, inputs: Tensor, state: LSTMState) -> LSTMState:
-        """One LSTM step for inputs (R, E), without dropout: searches run in evaluation mode.
+        """One LSTM step for inputs (R, E), without dropout between layers.
 
         With half-precision weights the products are in half precision, but the cell, which sums over all steps,
         is float32.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from captioner.model.choices import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
+LAST_BLOCK = sum(2 * convs + 1 for convs in CONVS_BEFORE_POOL[:-1])  # where it begins: conv + ReLU each, then a pool
 LAST_GRID = 7  # 224 pixels halved five times
 LARGEST_ROOT = 4.0  # what the scales of a grid bring the roots of its channels' largest activations to, about
 GRID_SCALE = 0.36  # does so on average, where no photos have been seen yet
@@ -83,6 +84,7 @@ class Encoder(nn.Module):
 
     embed: "nn.Linear | GridEmbedding"
     feature_shape: tuple[int, ...]
+    last_block_shape: tuple[int, ...]
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class Encoder(nn.Module):
             )
         width = fc_width if cnn_layer == "fc7" else conv_widths[-1]
         self.feature_shape = (width,) if grid_drop_prob is None else (LAST_GRID**2, width)
+        self.last_block_shape = (2 * LAST_GRID, 2 * LAST_GRID, conv_widths[-CONVS_BEFORE_POOL[-1] - 1])
         # VGG's dropout after fc7 belongs to the projection: cached features come before it.
         self.dropout = nn.Dropout(0.5 if cnn_layer == "fc7" else 0.0)
         if grid_drop_prob is None:
@@ -117,6 +120,14 @@ class Encoder(nn.Module):
     def cnn(self, images: Tensor) -> Tensor:
         """float (N, 3, 224, 224), normalised → CNN feature (N, F), or (N, G, C): what a frozen CNN computes once."""
         return self.head(self.features(images))
+
+    def before_last_block(self, images: Tensor) -> Tensor:
+        """float (N, 3, 224, 224), normalised → (N, 14, 14, C), not negative: what the last convolution block sees."""
+        return self.features[:LAST_BLOCK](images).permute(0, 2, 3, 1)
+
+    def last_block(self, inputs: Tensor) -> Tensor:
+        """The rest of `cnn`: (N, 14, 14, C), of any floating-point type → (N, F), or (N, G, C)."""
+        return self.head(self.features[LAST_BLOCK:](inputs.permute(0, 3, 1, 2).to(self.input_dtype)))
 
     def head(self, grid: Tensor) -> Tensor:
         """The last convolution block's output (N, C, 7, 7) → CNN feature (N, F), or (N, G, C)."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from captioner.errors import InputError
 from captioner.model.choices import CnnLayer, DecoderKind, Pixels
-from captioner.training.presets import PRESETS
+from captioner.training.presets import OF_A_STAGE, PRESETS, STAGE_LISTS
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,11 @@ log = logging.getLogger(__name__)
 RULES = ("rmsprop", "sgd", "sgdm", "sgdmom", "adagrad", "adam", "adamw")
 CNN_RULES = ("sgd", "sgdm", "adam")
 Schedule = Literal["decay", "cosine", "plateau"]
+LARGEST_WEIGHT = 1000  # of a source
+# What cached features of a mirrored photo are: the CNN's of that photo, or the photo's own grid, mirrored.
+FlipFeatures = Literal["photo", "grid"]
+# Number formats of cached features; auto: float32 for vectors, float16 for grids.
+CacheType = Literal["auto", "float32", "float16", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,12 @@ class TrainingOptions:
     cnn_learning_rate: float = 1e-5
     cnn_weight_decay: float = 0
     shuffle: bool = True
+    source_weights: str = ""
+    # augmentation
+    augment_flip: float = 0
+    augment_rotation: float = 0
+    augment_colour: float = 0
+    flip_features: FlipFeatures = "photo"
     # evaluation and checkpoints
     val_images_use: int = 3200
     save_checkpoint_every: int = 2500
@@ -97,6 +109,7 @@ class TrainingOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     num_workers: int = 2
     cache_features: int = 0
+    cache_type: CacheType = "auto"
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "TrainingOptions":
@@ -126,11 +139,19 @@ class TrainingOptions:
             raise InputError("--grow_vocab needs a model to start from", remedy="name it with --start_from")
         if self.max_iters >= 0 and self.epochs > 0:
             raise InputError("--max_iters and --epochs exclude each other", expected="one of them")
-        if self.cache_features and self.finetune_cnn_after >= 0:
+        if self.cache_features and self.finetune_cnn_after >= 0 and self.finetune_cnn_layers != 5:
             raise InputError(
-                "--cache_features needs a frozen CNN, but --finetune_cnn_after trains it",
-                remedy="train with cached features first, then fine-tune with --start_from",
+                f"--cache_features with --finetune_cnn_after: what is cached would change from block "
+                f"{self.finetune_cnn_layers} on",
+                expected="--finetune_cnn_layers 5, which trains the last block from its cached inputs",
+                remedy="or leave --cache_features out",
             )
+        if self.cache_features and (self.augment_rotation or self.augment_colour):
+            raise InputError(
+                "--augment_rotation and --augment_colour change pixels, which --cache_features does not look at again",
+                remedy="leave one of them out; --augment_flip goes with cached features",
+            )
+        self.weights_of_sources()
         if self.lr_schedule == "cosine" and self.max_iters < 0 and not self.epochs:
             raise InputError("--lr_schedule cosine needs an end", remedy="give --max_iters or --epochs")
         if self.lr_schedule == "plateau" and not self.patience:
@@ -150,6 +171,26 @@ class TrainingOptions:
         if self.cnn_proto:
             log.info("--cnn_proto is not needed: the layers of VGG16 are known")
 
+    def weights_of_sources(self) -> dict[str, float]:
+        """What --source_weights says, by source.
+
+        Raises:
+            InputError: it is not NAME=WEIGHT, or several with commas between them.
+        """
+        found = {}
+        for part in filter(None, self.source_weights.split(",")):
+            name, _, weight = part.rpartition("=")
+            try:
+                found[name] = float(weight)
+            except ValueError:
+                found[name] = math.nan
+            if not name or not 0 <= found[name] <= LARGEST_WEIGHT:
+                raise InputError(
+                    f"--source_weights {self.source_weights}: {part!r} is no weight",
+                    expected=f"NAME=WEIGHT with a weight from 0 to {LARGEST_WEIGHT}, several with commas between them",
+                )
+        return found
+
 
 def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
     """The options of each stage to run; without a preset there is one.
@@ -167,14 +208,14 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
                 "--stages needs a recipe", expected=f"--preset {'|'.join(PRESETS)}", remedy="or leave --stages out"
             )
         return [asked]
-    if asked.preset not in PRESETS or asked.stages not in (None, "1", "2", "1,2"):
+    if asked.preset not in PRESETS or asked.stages not in (None, *STAGE_LISTS):
         raise InputError(
             f"there is no preset {asked.preset!r} with stages {asked.stages!r}",
-            expected=f"one of {', '.join(PRESETS)} with stages 1, 2 or 1,2",
+            expected=f"one of {', '.join(PRESETS)} with stages {' or '.join(STAGE_LISTS)}",
         )
-    numbers = [int(number) for number in (asked.stages or "1,2").split(",")]
+    numbers = stage_numbers(asked)
     if len(numbers) > 1 and asked.resume not in ("", "auto"):
-        raise InputError("--resume FILE is the state of one stage", remedy="add --stages 1 or --stages 2")
+        raise InputError("--resume FILE is the state of one stage", remedy="add --stages with its number")
     stages = []
     for number in numbers:
         values = dict(PRESETS[asked.preset][number])
@@ -183,10 +224,18 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
         if asked.resume not in ("", "auto"):  # its weights come from there
             values.pop("start_from", None)
             values.pop("grow_vocab", None)
-        if asked.decoder == "attention":
-            values["cnn_layer"] = asked.cnn_layer
-        stages.append(TrainingOptions.of({**values, **given, "stage": number}))
-    if len(stages) > 1:  # each stage takes what is meant for it
-        stages[0] = dataclasses.replace(stages[0], finetune_cnn_after=-1)
-        stages[1] = dataclasses.replace(stages[1], cache_features=0, start_from="", grow_vocab=False)
+        own = given
+        if len(numbers) > 1:  # each stage takes what is meant for it
+            kept = OF_A_STAGE if number == numbers[0] else (*OF_A_STAGE, "start_from", "grow_vocab")
+            own = {name: value for name, value in given.items() if name not in kept}
+            if values["cache_features"] == 0:
+                own["cache_features"] = 0
+        stages.append(TrainingOptions.of({**values, **own, "stage": number}))
     return stages
+
+
+def stage_numbers(options: TrainingOptions) -> list[int]:
+    """The stages of the preset that are asked for, in order."""
+    if options.stages:
+        return [int(number) for number in options.stages.split(",")]
+    return sorted(PRESETS[options.preset or ""])

@@ -7,7 +7,6 @@ depends on the images grows in proportion to them. Captions and their lengths ar
 import copy
 import dataclasses
 import itertools
-import math
 import shutil
 import time
 import weakref
@@ -24,7 +23,9 @@ from torch.utils._pytree import tree_iter
 
 from captioner.data.batch import Batch
 from captioner.data.batches import VALIDATION_BATCH, TrainingBatches
+from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
+from captioner.data.epoch_order import EpochOrder
 from captioner.data.images import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.record import Checkpoint
@@ -34,12 +35,14 @@ from captioner.runtime.precision import inference_dtype, prepare_for_inference, 
 from captioner.runtime.processes import Processes, process_group
 from captioner.runtime.quantities import bytes_text
 from captioner.training import presets
-from captioner.training.feature_cache import cached_type
+from captioner.training.feature_cache import stand_in_features
 from captioner.training.loop import update
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.setup import (
-    files_of,
+    best_of_stage_before,
+    cache_form,
     fresh_checkpoint,
+    image_weights,
     last_iteration,
     make_trainer,
     require_matching,
@@ -126,7 +129,8 @@ def _plan_stages(stages: list[TrainingOptions], device: torch.device, processes:
         if start is None:
             # torchvision's weights have the shapes of random ones, and need not be downloaded for a plan.
             cnn_model = "random" if options.cnn_model == "imagenet" else options.cnn_model
-            start_from = options.start_from or (str(files_of(options, 1).best) if options.stage == 2 else "")
+            later = options.stage is not None and options.stage > 1
+            start_from = options.start_from or (str(best_of_stage_before(options)) if later else "")
             start = fresh_checkpoint(dataclasses.replace(options, cnn_model=cnn_model, start_from=start_from), dataset)
             require_matching(start, dataset, options)
         if options.preset and options.stage:
@@ -153,9 +157,10 @@ def _plan_stage(
         )
         if part
     ]
-    features = None
-    if options.cache_features:
-        features = stand_in_features(len(dataset.info), options.cache_features, model)
+    form = cache_form(options, model)
+    features = None if form is None else stand_in_features(len(dataset.info), form, model)
+    weights = image_weights(options, dataset, indices)
+    epoch = len(EpochOrder(indices, seed=options.seed, shuffle=options.shuffle, weights=weights))
     share = len(processes.share(options.batch_size))
     kinds = {}
     for name in ("frozen", "fine-tuning"):
@@ -166,7 +171,7 @@ def _plan_stage(
             dataset,
             indices,
             finetune=finetune,
-            features=None if finetune else features,
+            features=features if form is not None and (form.last_block or not finetune) else None,
             batch_size=share,
             seq_per_img=options.seq_per_img,
             timed=name in used,
@@ -176,9 +181,10 @@ def _plan_stage(
         kinds,
         used,
         batch_size=share,
-        iterations_per_epoch=len(indices) / options.batch_size,
-        iterations=last_iteration(options, len(indices)),
-        feature_cache=0 if features is None else features.nbytes,
+        iterations_per_epoch=epoch / options.batch_size,
+        iterations=last_iteration(options, epoch),
+        feature_cache=0 if form is None else form.bytes_per_image(model) * len(dataset.info),
+        cached_views=0 if form is None else form.views * len(dataset.info),
         validation_images=0 if options.cache_features else len(val_indices),
         validation_every=options.save_checkpoint_every,
         image_seconds=seconds_per_image(model, device, inference_dtype(options.precision, device)),
@@ -215,7 +221,7 @@ def measure(
     indices: np.ndarray,
     *,
     finetune: bool,
-    features: np.ndarray | None,
+    features: CachedFeatures | None,
     batch_size: int,
     seq_per_img: int,
     timed: bool,
@@ -224,7 +230,7 @@ def measure(
 
     Args:
         indices: the training images.
-        features: float (images of the dataset, crops, F): stand-ins for cached features; None reads pixels.
+        features: stand-ins for cached features; None reads pixels.
         batch_size: images of this process per iteration.
         timed: whether to measure the time, too.
     """
@@ -312,6 +318,7 @@ class Plan:
         iterations_per_epoch: a batch may reach into the next epoch.
         iterations: None: without end.
         feature_cache: bytes on disk; 0 without one.
+        cached_views: what the CNN must look at for it.
         validation_images: 0 with cached features, whose validation takes next to nothing.
         image_seconds: of the CNN alone, per image.
         validation_bytes: memory of a batch of validation images.
@@ -325,6 +332,7 @@ class Plan:
     iterations_per_epoch: float
     iterations: int | None
     feature_cache: int
+    cached_views: int
     validation_images: int
     validation_every: int
     image_seconds: float
@@ -393,20 +401,12 @@ class Plan:
                 f" epoch (measured on {self.device} with {kind.measured}{of} images, without waiting for data)"
             )
         if self.feature_cache:
-            per_image = cached_type(self.model).itemsize * math.prod(self.model.encoder.feature_shape)
-            images = self.feature_cache / per_image
-            lines.append(f"{'':12} {_duration(images * self.image_seconds)} once for the cached features")
+            seconds = _duration(self.cached_views * self.image_seconds)
+            lines.append(f"{'':12} {seconds} once for the cached features")
         if self.validation_images:
             seconds = _duration(self.validation_images * self.image_seconds)
             lines.append(f"{'':12} at least {seconds} for each validation, every {self.validation_every} iterations")
         return lines
-
-
-def stand_in_features(images: int, crops: int, model: CaptionModel) -> np.ndarray:
-    """What looks like cached features (images, crops, ...) of the model, and takes no memory."""
-    shape = model.encoder.feature_shape
-    values = np.random.default_rng(0).random((1, 1, *shape), np.float32).astype(cached_type(model))
-    return np.broadcast_to(values, (images, crops, *shape))
 
 
 def _numel(parameters: list[nn.Parameter]) -> int:

@@ -1,8 +1,9 @@
 """Presets, that is training recipes: what `caption-train --preset` sets, stage by stage.
 
-The two stages are those of neuraltalk2's README: first the language model alone, on a CNN that stays as it is; then
-both together, from the best model of the first stage on (`--finetune_cnn_after 0` with `--start_from`). On COCO the
-first stage tops out a bit below CIDEr 0.7, it says, and the second gets to about 0.9.
+First the attending language model learns from people's words, on a CNN that stays as it is; then the CNN learns, too;
+last the model's own captions are rewarded (`--self_critical_after`). Each stage starts from the best model of the one
+before. neuraltalk2's README has the first two of them: on COCO the first tops out a bit below CIDEr 0.7, it says, and
+the second gets to about 0.9. docs/recipes.md says what each part brought.
 
 A recipe gives values to options of caption-train, by name; options it leaves out keep their defaults.
 """
@@ -11,97 +12,141 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGES = {
-    1: "the language model learns, the CNN stays as it is",
-    2: "from the best model of stage 1 on, the CNN learns too",
+    1: "the language model learns from words, the CNN stays as it is",
+    2: "from the best model of the stage before on, the CNN learns too",
+    3: "from the best model of the stage before on, its own captions are rewarded",
 }
+STAGE_LISTS = ("1", "2", "3", "1,2", "1,3", "2,3", "1,2,3")
 
 # A stage is what it is by these, whatever else is asked for.
-FROZEN: dict[str, Any] = {"finetune_cnn_after": -1}
-FINETUNED: dict[str, Any] = {"finetune_cnn_after": 0, "cache_features": 0}
+FROZEN: dict[str, Any] = {"finetune_cnn_after": -1, "self_critical_after": -1}
+FINETUNED: dict[str, Any] = {"finetune_cnn_after": 0, "self_critical_after": -1}
+REWARDED: dict[str, Any] = {"finetune_cnn_after": -1, "self_critical_after": 0}
+OF_A_STAGE = tuple(FROZEN)
+
+# What all learning from words has in common. Mirrored grids cost nothing, 8 bits half the disk of 16.
+WORDS: dict[str, Any] = {
+    "optim": "adamw",
+    "weight_decay": 0.01,
+    "grad_norm": 1.0,
+    "lr_schedule": "cosine",
+    "label_smoothing": 0.1,
+    "drop_prob_lm": 0.4,
+    "augment_flip": 0.5,
+    "val_images_use": -1,
+    "language_eval": True,
+}
+CACHED: dict[str, Any] = {"cache_features": 1, "cache_type": "uint8", "flip_features": "grid"}
+# The reward wants no dropout: what is sampled is what the model says. The loss rises here, so CIDEr chooses the best.
+REWARDS: dict[str, Any] = {
+    **REWARDED,
+    **CACHED,
+    "self_critical_temperature": 0.6,
+    "optim": "adamw",
+    "grad_norm": 1.0,
+    "lr_schedule": "cosine",
+    "learning_rate": 5e-5,
+    "warmup": 50,
+    "ema": 0.99,
+    "drop_prob_lm": 0.0,
+    "drop_prob_words": 0.0,
+    "drop_prob_features": 0.0,
+    "augment_flip": 0.5,
+    "batch_size": 24,
+    "val_images_use": -1,
+    "language_eval": True,
+}
 
 PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
-    # The original's values; its README gives stage 1 some 70,000 iterations (10 epochs), and stage 2 two days.
-    # Unlike there stage 1 sees the centre crops alone: their features are computed once, not in every epoch.
+    # Stage 2 wants a GPU: it trains the whole CNN on random crops.
     "coco": {
         1: {
             **FROZEN,
-            "cnn_layer": "fc7",
-            "cache_features": 1,
+            **WORDS,
+            **CACHED,
+            "decoder": "attention",
             "epochs": 10.0,
-            "batch_size": 16,
-            "learning_rate": 4e-4,
-            "save_checkpoint_every": 2500,
-            "language_eval": True,
-        },
-        2: {
-            **FINETUNED,
-            "epochs": 20.0,
-            "batch_size": 16,
-            "learning_rate": 4e-4,
-            "cnn_learning_rate": 1e-5,
-            "save_checkpoint_every": 2500,
-            "language_eval": True,
-        },
-    },
-    # Stage 1 is how the first bundled model was trained. An evaluation per epoch of 6,000 photos. In stage 2 the lower
-    # convolution blocks stay: edges and textures are the same in all photos, and 6,000 of them are few.
-    "flickr8k": {
-        1: {
-            **FROZEN,
-            "cnn_layer": "pool5",
-            "cache_features": 1,
-            "epochs": 12.0,
             "batch_size": 32,
-            "learning_rate": 6e-4,
-            "learning_rate_decay_start": 0,
-            "learning_rate_decay_every": 1500,
-            "save_checkpoint_every": 188,
-            "val_images_use": -1,
-            "language_eval": True,
+            "learning_rate": 1e-3,
+            "warmup": 1000,
+            "ema": 0.999,
+            "save_checkpoint_every": 2500,
         },
         2: {
             **FINETUNED,
-            "finetune_cnn_layers": 4,
+            **WORDS,
+            "cache_features": 0,
             "epochs": 5.0,
             "batch_size": 32,
             "learning_rate": 2e-4,
-            "learning_rate_decay_start": 0,
-            "learning_rate_decay_every": 500,
+            "warmup": 1000,
             "cnn_learning_rate": 1e-5,
-            "save_checkpoint_every": 188,
-            "val_images_use": -1,
-            "language_eval": True,
+            "ema": 0.999,
+            "save_checkpoint_every": 2500,
         },
+        3: {**REWARDS, "epochs": 5.0, "save_checkpoint_every": 2500},
     },
-    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. (After 13
-    # epochs of 300 photos of Flickr8k alone 100 others had 10 different captions and a loss of 3.49; the bundled model
-    # begins with 92 and 2.60.) At twice this rate the validation loss rose from the start. The loss chooses the best
-    # model, since CIDEr over a few dozen photos is mostly chance.
-    "small": {
+    # An evaluation per epoch of 6,000 photos. In stage 2 the lower convolution blocks stay: edges and textures are the
+    # same in all photos, and 6,000 of them are few; what the last block sees is computed once.
+    "flickr8k": {
         1: {
             **FROZEN,
-            "start_from": "bundled",
-            "grow_vocab": True,
-            "cnn_layer": "pool5",
-            "cache_features": 5,
-            "epochs": 20.0,
-            "batch_size": 16,
-            "learning_rate": 1e-4,
-            "save_checkpoint_every": 25,
-            "val_images_use": -1,
-            "language_eval": False,
+            **WORDS,
+            **CACHED,
+            "decoder": "attention",
+            "epochs": 15.0,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "warmup": 200,
+            "ema": 0.999,
+            "save_checkpoint_every": 188,
         },
         2: {
             **FINETUNED,
+            **WORDS,
+            **CACHED,
             "finetune_cnn_layers": 5,
-            "epochs": 5.0,
+            "epochs": 3.0,
+            "batch_size": 32,
+            "learning_rate": 2e-4,
+            "warmup": 50,
+            "cnn_learning_rate": 1e-5,
+            "ema": 0.99,
+            "save_checkpoint_every": 188,
+        },
+        3: {**REWARDS, "epochs": 5.0, "save_checkpoint_every": 250},
+    },
+    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. The model
+    # that a stage starts from takes part in the choice of the best, so that no stage makes it worse where it is judged.
+    "small": {
+        1: {
+            **FROZEN,
+            **WORDS,
+            **CACHED,
+            "start_from": "bundled",
+            "grow_vocab": True,
+            "cache_features": 3,
+            "epochs": 15.0,
+            "batch_size": 16,
+            "learning_rate": 1e-4,
+            "warmup": 20,
+            "ema": 0.99,
+            "save_checkpoint_every": 25,
+        },
+        2: {
+            **FINETUNED,
+            **WORDS,
+            **CACHED,
+            "finetune_cnn_layers": 5,
+            "epochs": 3.0,
             "batch_size": 16,
             "learning_rate": 5e-5,
+            "warmup": 10,
             "cnn_learning_rate": 1e-5,
+            "ema": 0.98,
             "save_checkpoint_every": 25,
-            "val_images_use": -1,
-            "language_eval": False,
         },
+        3: {**REWARDS, "epochs": 5.0, "warmup": 10, "ema": 0.98, "save_checkpoint_every": 25},
     },
 }
 

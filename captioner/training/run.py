@@ -17,6 +17,7 @@ import torch
 from captioner.data.batch import Batch
 from captioner.data.batches import TrainingBatches, prefetch
 from captioner.data.dataset import Dataset
+from captioner.data.epoch_order import EpochOrder
 from captioner.model.caption_model import build_model
 from captioner.runtime.device import choose_device
 from captioner.runtime.files import require_writable_folder
@@ -33,9 +34,12 @@ from captioner.training.resume import ResumeState, load_resume_state
 from captioner.training.run_files import Progress
 from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
+    augmentation_of,
+    best_of_stage_before,
     files_of,
     fit_grid,
     fresh_checkpoint,
+    image_weights,
     last_iteration,
     load_features,
     make_trainer,
@@ -112,8 +116,8 @@ def _sole_run(options: TrainingOptions) -> contextlib.AbstractContextManager[Non
 def _stages_to_do(stages: list[TrainingOptions]) -> list[TrainingOptions]:
     """All stages; with --resume auto those left: a stage that has a state was begun when those before were done."""
     started = [
-        dataclasses.replace(options, start_from=str(files_of(options, 1).best))
-        if options.stage == 2 and not options.start_from
+        dataclasses.replace(options, start_from=str(best_of_stage_before(options)))
+        if options.stage and options.stage > 1 and not options.start_from
         else options
         for options in stages
     ]
@@ -153,7 +157,9 @@ def open_run(
     files = files_of(options)
     dataset = Dataset.open(options.input_h5, options.input_json)
     indices = dataset.captioned_indices("train")
-    last = last_iteration(options, len(indices))
+    weights = image_weights(options, dataset, indices)
+    images_per_epoch = len(EpochOrder(indices, seed=options.seed, shuffle=options.shuffle, weights=weights))
+    last = last_iteration(options, images_per_epoch)
     resumed = _find_resume_state(options, files.resume)
     start = resumed.checkpoint if resumed else fresh_checkpoint(options, dataset)
     record = start.record
@@ -190,9 +196,11 @@ def open_run(
         seq_per_img=options.seq_per_img,
         seed=options.seed,
         shuffle=options.shuffle,
+        weights=weights,
         features=features,
         share=processes.share,
         all_captions_from=options.self_critical_after if options.self_critical_after >= 0 else None,
+        augmentation=augmentation_of(options),
     )
     validate = Validation(
         trainer,
@@ -225,7 +233,7 @@ def open_run(
         ),
         validate=validate,
         monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
-        progress=Progress(len(indices), options.batch_size, events),
+        progress=Progress(images_per_epoch, options.batch_size, events),
         files=files,
         events=events,
         stop_signal=stop_signal,

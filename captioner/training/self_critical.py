@@ -8,7 +8,7 @@ Letters: N images, S samples per image, K = N·S samples, T words of the longest
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captioner.data.batch import Batch
 from captioner.data.dataset import Dataset
+from captioner.data.epoch_order import source_of
 from captioner.metrics.reward import DocumentFrequencies, rewards
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoding import UNFINISHED
@@ -41,8 +42,8 @@ def sample_captions(
 ) -> Samples:
     """Draw captions, and keep the way of the gradient: a sample's log-probability is that of this very computation.
 
-    So whatever dropout the encodings went through is the same for both, and what cannot be drawn has no probability:
-    the gradient would else raise what is never tried, until nothing else is left.
+    So dropout is the same for both, of features, words and output, and what cannot be drawn has no probability: the
+    gradient would else raise what is never tried, until nothing else is left.
 
     Args:
         encodings: of N images.
@@ -96,7 +97,7 @@ class SelfCritical:
         self.banned = [dataset.vocab.unk_id] if dataset.vocab.unk_id else []
         rows: dict[str, list[int]] = {}
         for index in indices.tolist():
-            rows.setdefault(_source(dataset.info[index]), []).append(index)
+            rows.setdefault(source_of(dataset.info[index]), []).append(index)
         self.frequencies = {source: self._count(dataset, images) for source, images in rows.items()}
         unfinished = [i for i, word in enumerate(dataset.vocab.words, start=1) if word in UNFINISHED]
         lengths = [np.count_nonzero(dataset.captions_of(index)) / len(dataset.captions_of(index)) for index in indices]
@@ -124,7 +125,7 @@ class SelfCritical:
         for image, info in enumerate(batch.info):
             known = [[word for word in row if word] for row in references[of_image == image].tolist()]
             mine = samples.words[image * self.samples : (image + 1) * self.samples]
-            found += rewards(mine, known, self.frequencies[_source(info)], self.bleu_weight)
+            found += rewards(mine, known, self.frequencies[source_of(info)], self.bleu_weight)
         reward = torch.tensor(found).to(samples.logprob.device)
         loss = -(advantages(reward, self.samples) * samples.logprob).sum()
         return loss + (-reward.sum() - loss).detach(), len(found)
@@ -143,7 +144,3 @@ def with_end(captions: np.ndarray, end_id: int) -> np.ndarray:
     place = np.arange(captions.shape[1] + 1)
     padded = np.pad(captions.astype(np.int64), ((0, 0), (0, 1)))
     return np.where(place < length[:, None], padded, np.where(place == length[:, None], end_id, 0))
-
-
-def _source(info: dict[str, Any]) -> str:
-    return str(info.get("source", ""))

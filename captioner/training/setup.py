@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from captioner.convert.torchvision import read_cnn_weights
+from captioner.data.augmentation import Augmentation
+from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
+from captioner.data.epoch_order import weights_by_source
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
@@ -18,8 +21,8 @@ from captioner.model.encoder import VGG16_FC_WIDTH, GridEmbedding
 from captioner.model.grow_vocab import grow_vocab
 from captioner.runtime.precision import inference_dtype
 from captioner.runtime.processes import Processes
-from captioner.training.feature_cache import cached_features
-from captioner.training.options import TrainingOptions
+from captioner.training.feature_cache import CacheForm, cached_features
+from captioner.training.options import TrainingOptions, stage_numbers
 from captioner.training.run_files import RunFiles
 from captioner.training.trainer import Rule, Trainer
 
@@ -30,6 +33,15 @@ def files_of(options: TrainingOptions, stage: int | None = None) -> RunFiles:
     """The files of a run; those of a stage of it, by default its own, carry the stage's number in their names."""
     stage = stage or options.stage
     return RunFiles(Path(options.checkpoint_path or "."), options.id + (f"_stage{stage}" if stage else ""))
+
+
+def best_of_stage_before(options: TrainingOptions) -> Path:
+    """The model that a later stage of a preset starts from: of the nearest stage before it that is asked for; if it is
+    the first, of the nearest that has a model."""
+    assert options.stage
+    asked = [number for number in stage_numbers(options) if number < options.stage]
+    found = [number for number in range(1, options.stage) if files_of(options, number).best.exists()]
+    return files_of(options, max(asked or found, default=options.stage - 1)).best
 
 
 def last_iteration(options: TrainingOptions, num_images: int) -> int | None:
@@ -49,10 +61,10 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
     """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
     record = TrainingRecord(opt=dataclasses.asdict(options))
     if options.start_from:
-        if options.stage == 2 and not Path(options.start_from).exists():
+        if options.stage and options.start_from != "bundled" and not Path(options.start_from).exists():
             raise InputError(
-                f"{options.start_from}: no such file, and stage 2 starts from the best model of stage 1",
-                remedy="run --stages 1,2, or name a model with --start_from",
+                f"{options.start_from}: no such file, and stage {options.stage} starts from it",
+                remedy="run the stages before it, too, or name a model with --start_from",
             )
         start = load_checkpoint(bundled_model_path() if options.start_from == "bundled" else options.start_from)
         if options.decoder == "attention" and start.config.decoder != "attention":
@@ -149,18 +161,52 @@ def make_trainer(options: TrainingOptions, model: CaptionModel, dtype: torch.dty
     )
 
 
-def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) -> np.ndarray | None:
-    """The cached CNN features, computed by the main process if need be; None without --cache_features."""
+def image_weights(options: TrainingOptions, dataset: Dataset, indices: np.ndarray) -> np.ndarray | None:
+    """How often each training image is in an epoch, see `EpochOrder`; None: once."""
+    return weights_by_source([dataset.info[int(i)] for i in indices], options.weights_of_sources())
+
+
+def augmentation_of(options: TrainingOptions) -> Augmentation | None:
+    """How training images are changed; None: not at all."""
+    augmentation = Augmentation(options.augment_flip, options.augment_rotation, options.augment_colour)
+    return None if augmentation == Augmentation() else augmentation
+
+
+def cache_form(options: TrainingOptions, model: CaptionModel) -> CacheForm | None:
+    """What --cache_features asks to keep; None: nothing.
+
+    Raises:
+        InputError: grids shall be mirrored, and the model has none.
+    """
     if not options.cache_features:
+        return None
+    form = CacheForm(
+        options.cache_features,
+        mirrored=options.augment_flip > 0 and options.flip_features == "photo",
+        last_block=options.finetune_cnn_after >= 0,
+        kind=options.cache_type,
+    )
+    if options.augment_flip > 0 and not form.mirrored and len(form.shape(model)) == 1:
+        raise InputError(
+            "--flip_features grid: the features of this model are vectors, which have no left and right",
+            remedy="leave it out, and the mirrored photos' features are computed too",
+        )
+    return form
+
+
+def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) -> CachedFeatures | None:
+    """The cached CNN features, computed by the main process if need be; None without --cache_features."""
+    form = cache_form(options, trainer.model)
+    if form is None:
         return None
     folder = Path(options.input_h5).resolve().parent
 
-    def load() -> np.ndarray:
+    def load() -> CachedFeatures:
         return cached_features(
             trainer.model,
             dataset,
             folder,
-            crops=options.cache_features,
+            form,
             device=trainer.device,
             dtype=inference_dtype(options.precision, trainer.device),
             num_workers=options.num_workers,
@@ -171,7 +217,7 @@ def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) 
     return load() if features is None else features
 
 
-def fit_grid(trainer: Trainer, dataset: Dataset, indices: np.ndarray, features: np.ndarray | None) -> None:
+def fit_grid(trainer: Trainer, dataset: Dataset, indices: np.ndarray, features: CachedFeatures | None) -> None:
     """Bring the channels of a new attending model to one range, by a few training photos; nothing for other models.
 
     Args:
@@ -183,12 +229,13 @@ def fit_grid(trainer: Trainer, dataset: Dataset, indices: np.ndarray, features: 
         return
     few = indices[:: math.ceil(len(indices) / GRID_PHOTOS)]
     if processes.is_main:
-        if features is not None:
-            grids = torch.from_numpy(features[few, 0])
-        else:
-            images = torch.from_numpy(np.stack([dataset.images[int(i)] for i in few]))
-            with torch.no_grad():
+        with torch.no_grad():
+            if features is None:
+                images = torch.from_numpy(np.stack([dataset.images[int(i)] for i in few]))
                 grids = torch.cat([model.cnn_features(part.to(trainer.device)) for part in images.split(8)])
+            else:
+                grids = features.read(few).to(trainer.device)
+                grids = model.encoder.last_block(grids) if grids.ndim == 4 else grids
         model.encoder.embed.fit_scale(grids)
     else:
         model.encoder.embed.scale.zero_()

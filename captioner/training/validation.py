@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from captioner.data.batches import VALIDATION_BATCH, dataset_batches, shares
+from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
@@ -26,7 +27,7 @@ class Validation:
     Args:
         indices: the validation images, as rows of the dataset; each with captions.
         language_eval: whether captions are scored; then CIDEr says which model is best, else the loss.
-        features: float (images of the dataset, crops, F): cached CNN features, of which the first crop is used.
+        features: cached CNN features, of which those of the centre crop are used.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Validation:
         *,
         language_eval: bool,
         num_workers: int,
-        features: np.ndarray | None,
+        features: CachedFeatures | None,
     ) -> None:
         self.trainer, self.dataset, self.indices = trainer, dataset, indices
         self.language_eval, self.num_workers, self.features = language_eval, num_workers, features
