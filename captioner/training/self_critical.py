@@ -56,7 +56,7 @@ def sample_captions(
     running = torch.arange(len(encodings) * samples, device=device)  # (R,) which samples have not ended
     state: State = decoder.start(encodings).select(running // samples)
     tokens = torch.full_like(running, end_id)  # START
-    logprob = torch.zeros(len(running), device=device)
+    logprob = torch.zeros(len(running), device=device, dtype=torch.promote_types(encodings.dtype, torch.float32))
     chosen: list[tuple[Tensor, Tensor]] = []
     out = torch.tensor([word - 1 for word in banned], dtype=torch.int64, device=device)
     for _ in range(model.config.max_length + 1):
