@@ -63,10 +63,10 @@ def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, 
 
 @contextlib.contextmanager
 def resumable_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """For hours of work: open `.NAME.partial` beside `path` where it ends; on success sync it and rename it to `path`.
+    """For hours of work: open `.NAME.partial` beside `path`; on success sync it and rename it to `path`.
 
     If the block raises, or the process is killed, what was written stays for the next attempt, which finds it in the
-    stream: the caller looks how much of it is whole, and goes on from there.
+    stream. All writes go to its end: the caller cuts off what is not whole, and goes on from there.
 
     Raises:
         InputError: the folder is missing, not writable or full, another process is at it, or `path` must not be
@@ -76,14 +76,13 @@ def resumable_write(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+        with open(partial, "a+b") as stream:
             if _lock(stream.fileno()) is False:
                 raise InputError(f"{path}: another process is writing it", remedy="wait for it, then run again")
-            stream.seek(0, os.SEEK_END)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-            os.replace(partial, path)
+        os.replace(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from error
 

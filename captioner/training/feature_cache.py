@@ -190,17 +190,17 @@ def _compute(
 
 
 def _whole_batches(stream: IO[bytes], header: bytes, bytes_per_image: int) -> int:
-    """How many images of whole batches an earlier attempt has written; the stream is cut to them, after its header."""
+    """How many images of whole batches an earlier attempt has written; the stream is cut to the header and them."""
     written = stream.tell()
     stream.seek(0)
-    batches = (
-        max(0, written - len(header)) // (bytes_per_image * BATCH_SIZE) if stream.read(len(header)) == header else 0
-    )
-    stream.seek(0)
-    stream.write(header)
-    stream.seek(len(header) + batches * BATCH_SIZE * bytes_per_image)
-    stream.truncate()
-    return batches * BATCH_SIZE
+    is_ours = stream.read(len(header)) == header
+    images = (written - len(header)) // bytes_per_image // BATCH_SIZE * BATCH_SIZE if is_ours else 0
+    if images:
+        stream.truncate(len(header) + images * bytes_per_image)
+    else:
+        stream.truncate(0)
+        stream.write(header)
+    return images
 
 
 def _views(
