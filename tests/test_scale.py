@@ -315,6 +315,8 @@ def test_refusals(shards, tiny_model, command, tmp_path):
     assert "--write_txt and --output_dir exclude each other" in last_line(
         shards, "--output_dir", tmp_path, "--write_txt", 1
     )
+    assert "say where with --output_dir" in last_line(shards, "--engine", "ray")
+    assert "add --engine ray" in last_line(shards, "--output_dir", tmp_path, "--actors", 2)
     assert "is no shard" in last_line(tiny_model, "--output_dir", tmp_path)
     assert "no such shard" in last_line(tmp_path / "gone.tar", "--output_dir", tmp_path)
     assert "foo://a/out: cannot be used" in last_line("foo://a/b.tar", "--output_dir", "foo://a/out")

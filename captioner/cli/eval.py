@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def caption(opt: argparse.Namespace) -> None:
     """Caption everything asked for; results go to stdout, the page and files as they come."""
-    if opt.output_dir:
+    if opt.output_dir or opt.engine == "ray":
         caption_shards(opt)
         return
     check_options(opt)

@@ -1,10 +1,11 @@
-"""caption-eval --output_dir: shards in, shards out."""
+"""caption-eval --output_dir: shards in, shards out, in this process or on a Ray cluster."""
 
 import argparse
 import functools
 import logging
+from pathlib import Path
 
-from captioner.cli.options import Parser
+from captioner.cli.options import Parser, small_size
 from captioner.cli.search_options import search_keywords
 from captioner.errors import InputError
 
@@ -33,6 +34,19 @@ def add_shard_options(p: Parser) -> None:
     g = p.add_argument_group("many shards (.tar, .parquet; here, or at s3://, gs://, hf://, ..)")
     g.add_argument("--output_dir", default="", metavar="FOLDER", help="one file of results for each shard, no page")
     g.add_argument("--output_format", choices=("jsonl", "parquet"), default="jsonl", help="of these files")
+    g.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster")
+    g.add_argument("--address", default="", help="of the cluster; auto: this machine's (default: one of its own)")
+    g.add_argument(
+        "--actors", type=_actors, metavar="N|LEAST,MOST", help="workers with a model (default: all there is)"
+    )
+
+
+def _actors(text: str) -> tuple[int, int]:
+    least, comma, most = text.partition(",")
+    found = (int(small_size(least)), int(small_size(most if comma else least)))
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{text}: the least is above the most")
+    return found
 
 
 def caption_shards(opt: argparse.Namespace) -> None:
@@ -47,12 +61,14 @@ def caption_shards(opt: argparse.Namespace) -> None:
     from captioner.runtime.processes import process_group
     from captioner.scale.captions import (
         CaptionItems,
+        LoadCaptionItems,
         digest_of,
         find_shards,
         first_pictures,
         run_here,
     )
     from captioner.scale.items import read_items
+    from captioner.scale.ray_engine import run_on_ray
     from captioner.scale.shard_results import ShardResults
 
     keep_freed_memory()
@@ -61,7 +77,8 @@ def caption_shards(opt: argparse.Namespace) -> None:
     captioned_with = {"search": search_keywords(opt), "seed": opt.seed, "min_confidence": opt.min_confidence}
     run = {"models": [digest_of(path) for path in opt.model or [bundled_model_path()]], "precision": opt.precision}
     batch_size = opt.batch_size if opt.batch_size > 1 else None
-    device = choose_device(opt.gpuid)
+    read = functools.partial(read_items, image_mode=checkpoint.config.image_mode)
+    device = choose_device(-1 if opt.engine == "ray" else opt.gpuid)
     with process_group(device) as processes:
         results = ShardResults(shards, opt.output_dir, opt.output_format, run | captioned_with, opt.overwrite)
         processes.wait()  # all have seen the same shards left before one of them does some
@@ -70,10 +87,24 @@ def caption_shards(opt: argparse.Namespace) -> None:
         if not left:
             return
         calibration = first_pictures(shards, CALIBRATION_PHOTOS) if opt.precision == "int8" else []
-        model = captioner.load_model(opt.model or None, device, opt.precision, calibration)
-        worker = CaptionItems(model, **captioned_with)
-        read = functools.partial(read_items, image_mode=checkpoint.config.image_mode, num_workers=opt.num_workers)
-        results.gather(run_here(shards, left, read, worker, batch_size or model.fast_batch_size()))
+        if opt.engine == "ray":
+            contents = [Path(path).read_bytes() for path in opt.model]
+            items = run_on_ray(
+                shards,
+                left,
+                functools.partial(read, num_workers=0),
+                LoadCaptionItems(contents, opt.precision, calibration, **captioned_with),
+                address=opt.address or None,
+                batch_size=batch_size,
+                actors=opt.actors,
+                gpus=opt.gpuid >= 0,
+            )
+        else:
+            model = captioner.load_model(opt.model or None, device, opt.precision, calibration)
+            worker = CaptionItems(model, **captioned_with)
+            read = functools.partial(read, num_workers=opt.num_workers)
+            items = run_here(shards, left, read, worker, batch_size or model.fast_batch_size())
+        results.gather(items)
 
 
 def check_options(opt: argparse.Namespace) -> None:
@@ -82,6 +113,8 @@ def check_options(opt: argparse.Namespace) -> None:
     Raises:
         InputError: an option that shards exclude, or one that is missing.
     """
+    if not opt.output_dir:
+        raise InputError("--engine ray writes a file for each shard", remedy="say where with --output_dir")
     if not opt.pictures:
         raise InputError("--output_dir: no shards are named", expected="tar archives or Parquet files of pictures")
     for name, default in NOT_FOR_SHARDS.items():
@@ -89,3 +122,5 @@ def check_options(opt: argparse.Namespace) -> None:
             raise InputError(f"--{name} and --output_dir exclude each other", remedy="see docs/scale.md")
     if opt.batch_size == 0:
         raise InputError("--batch_size 0 is for data sets", expected="at least 1, with --output_dir")
+    if opt.engine != "ray" and (opt.address or opt.actors):
+        raise InputError("--address and --actors are about a cluster", remedy="add --engine ray")

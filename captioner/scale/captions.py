@@ -4,20 +4,24 @@ import glob
 import hashlib
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+import captioner
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.image_mode import ImageMode
 from captioner.data.listing import natural_key
 from captioner.data.shards import SUFFIXES, is_shard, read_members
 from captioner.errors import InputError
 from captioner.output.rows import caption_row
+from captioner.runtime.precision import Precision
 from captioner.runtime.storage import find, is_remote
 from captioner.scale.items import Item, Worker
 
@@ -119,6 +123,32 @@ class CaptionItems:
             row = dumps(caption_row(caption), ensure_ascii=False)
             done[place] = replace(items[place], pixels=None, row=row)
         return done
+
+
+@dataclass(frozen=True)
+class LoadCaptionItems:
+    """Makes a CaptionItems on another machine, where the models' files need not be.
+
+    Attributes:
+        models: contents of checkpoints; none: the bundled one.
+        calibration: see `captioner.load_model`.
+    """
+
+    models: Sequence[bytes]
+    precision: Precision
+    calibration: Sequence[bytes]
+    search: Mapping[str, Any]
+    seed: int
+    min_confidence: float
+
+    def __call__(self, device: str, num_threads: int) -> Worker:
+        torch.set_num_threads(num_threads)
+        with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
+            paths = [Path(folder, f"{number}.pt") for number in range(len(self.models))]
+            for path, content in zip(paths, self.models, strict=True):
+                path.write_bytes(content)
+            model = captioner.load_model(paths or None, device, self.precision, self.calibration)
+            return CaptionItems(model, self.search, self.seed, self.min_confidence)
 
 
 def run_here(

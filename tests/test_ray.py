@@ -1,0 +1,66 @@
+"""caption-eval --engine ray: the same results as without, whatever dies on the way."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.cli.eval import build_parser
+from captioner.errors import InputError
+from captioner.scale import ray_engine
+
+
+@pytest.fixture
+def scale(monkeypatch):
+    """The benchmark that does this in large."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    import bench.scale
+
+    return bench.scale
+
+
+@pytest.mark.timeout(900)
+def test_killed_workers_and_a_killed_driver_change_nothing(scale, tmp_path, capsys):
+    """In commands of their own, on a cluster of this machine; `faults` raises where anything is amiss."""
+    scale.faults(scale.synthetic_photos(20), tmp_path, pictures=200, shards=8, actors=2, width=24)
+    said = capsys.readouterr().out
+    assert said.count("killed worker") == 3 and said.count("every picture once; 0 captions differ") == 2
+
+
+def test_what_an_actor_claims_of_machines():
+    def node(**resources: float) -> dict:
+        return {"Alive": True, "Resources": resources}
+
+    two = [node(CPU=2)]
+    assert ray_engine._resources(two, True, None) == ({"num_cpus": 1.5}, 1, "cpu", 2)
+    assert ray_engine._resources([node(CPU=4)], True, 2) == ({"num_cpus": 1.5}, 2, "cpu", 2)
+    assert ray_engine._resources([node(CPU=16), node(CPU=6), node(memory=1)], True, None)[1:] == (5, "cpu", 4)
+    with_gpus = [node(CPU=32, GPU=4), node(CPU=32, GPU=4), {"Alive": False, "Resources": {"GPU": 4}}]
+    assert ray_engine._resources(with_gpus, True, None) == ({"num_gpus": 1, "num_cpus": 1}, 8, "cuda", 1)
+    assert ray_engine._resources(with_gpus, False, None)[1:] == (16, "cpu", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3", (3, 3)), ("1,64", (1, 64)), ("4,2", None), ("0", None), ("a", None), ("1,", None)]
+)
+def test_numbers_of_actors(text, expected, capsys):
+    if expected:
+        assert build_parser().parse_args(["--actors", text]).actors == expected
+    else:
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(["--actors", text])
+        assert "argument --actors" in capsys.readouterr().err
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'captioner\[ray\]'"):
+        ray_engine._connect(None)
+
+
+def test_a_user_error_inside_a_worker_is_the_user_s():
+    wrapped = RuntimeError("an actor died")
+    wrapped.cause = ValueError("in a task")  # type: ignore[attr-defined]
+    wrapped.cause.__cause__ = InputError("--beam_size 0")  # type: ignore[attr-defined]
+    assert str(ray_engine._input_error_in(wrapped)) == "--beam_size 0"
+    assert ray_engine._input_error_in(ValueError("ours")) is None
