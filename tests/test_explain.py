@@ -12,7 +12,6 @@ from PIL import Image
 
 import captioner
 from captioner.data.batch import PixelInputs
-from captioner.data.images import crop
 from captioner.inference.explain import heat_maps, word_heat
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
@@ -58,7 +57,7 @@ def test_where_a_model_attends_its_attention_is_the_map():
     images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     with torch.no_grad():
         weights = model.decoder.attention(model.encode(PixelInputs(images)), torch.tensor([[1, 2], [7, 0]]))
-    maps = heat_maps(model, images, [[1, 2], [7]])
+    maps = heat_maps(model, model.last_block(images), [[1, 2], [7]])
     for found, wanted in ((maps[0][0], weights[0, 0]), (maps[0][1], weights[0, 1]), (maps[1][0], weights[1, 0])):
         assert np.frombuffer(found, np.uint8) == pytest.approx((255 * wanted / wanted.max()).numpy(), abs=1)
 
@@ -66,11 +65,21 @@ def test_where_a_model_attends_its_attention_is_the_map():
 def test_captions_of_different_lengths_get_as_many_maps_as_words():
     images = torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8)
     model = _model("pool5").float()
-    maps = heat_maps(model, images, [[1, 2, 3], [], [4]])
+    grid = model.last_block(images)
+    maps = heat_maps(model, grid, [[1, 2, 3], [], [4]])
     assert [[len(heat) for heat in found] for found in maps] == [[49] * 3, [], [49]]
-    assert heat_maps(model, images[:1], [[]]) == [[]]
-    alone = heat_maps(model, images[2:], [[4]])  # batching does not matter
+    assert heat_maps(model, grid[:1], [[]]) == [[]]
+    alone = heat_maps(model, grid[2:], [[4]])  # batching does not matter
     assert np.frombuffer(alone[0][0], np.uint8) == pytest.approx(np.frombuffer(maps[2][0], np.uint8), abs=1)
+
+
+def test_explaining_computes_the_cnn_once(tiny_model):
+    model = captioner.load_model(tiny_model, device="cpu", precision="fp32")
+    batches = []
+    model.captioner.models[0].encoder.features.register_forward_hook(lambda *_: batches.append(1))
+    explained = model.caption(EXAMPLES / "cat.jpg", explain=True)
+    assert explained.heat and len(batches) == 1
+    assert explained.text == model.caption(EXAMPLES / "cat.jpg").text
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,7 @@ def test_the_dog_is_seen_in_the_half_where_it_is(bundled, animal, other):
     pictures = [np.concatenate(halves, 1) for halves in ((half(animal), half(other)), (half(other), half(animal)))]
     images = torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        grid = model.encoder.features(model.normalise(crop(images, None)))
+        grid = model.last_block(images)
     a_dog = torch.tensor([[bundled.vocab.words.index(word) + 1 for word in ("a", "dog")]] * 2)
     left, right = word_heat(model, grid, a_dog)[:, 1].clamp(min=0).view(2, 7, 7)
     assert left[:, :3].sum() > 1.5 * left[:, 4:].sum()

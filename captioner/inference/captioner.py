@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.data.batch import Batch
+from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
@@ -51,3 +51,11 @@ class Captioner:
     def encode(self, batch: Batch) -> list[Tensor]:
         """What each model's decoder sees of the images, one row per image."""
         return [model.encode(batch.inputs) for model in self.models]
+
+    def encode_with_grid(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """The same of a batch of pixels, with the first model's last convolution block, (N, C, 7, 7)."""
+        assert isinstance(batch.inputs, PixelInputs)
+        first, *others = self.models
+        grid = first.last_block(batch.inputs.images, batch.inputs.offsets)
+        encodings = [first.encode_features(first.encoder.head(grid)), *(model.encode(batch.inputs) for model in others)]
+        return encodings, grid

@@ -13,17 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.data.images import crop
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.caption_model import CaptionModel
 
 
-def heat_maps(model: CaptionModel, images: Tensor, captions: Sequence[Sequence[int]]) -> list[list[bytes]]:
+def heat_maps(model: CaptionModel, grid: Tensor, captions: Sequence[Sequence[int]]) -> list[list[bytes]]:
     """A map for each word of each image's caption.
 
     Args:
         model: in evaluation mode; its decoder in float32.
-        images: uint8 (N, 3, 256, 256) RGB, on the model's device.
+        grid: (N, C, 7, 7), what `model.last_block` gave for the images.
         captions: N captions as word ids.
 
     Returns:
@@ -33,11 +32,9 @@ def heat_maps(model: CaptionModel, images: Tensor, captions: Sequence[Sequence[i
     longest = max(map(len, captions), default=0)
     if longest == 0:
         return [[] for _ in captions]
-    labels = torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions], device=images.device)
-    with torch.no_grad():
-        pixels = model.normalise(crop(images, None))
-        grid = model.encoder.features(pixels.to(model.encoder.input_dtype)).float()
-    heat = word_heat(model, grid, labels).clamp(min=0)
+    labels = torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions], device=grid.device)
+    # A copy: what was computed in inference mode takes no part in gradients.
+    heat = word_heat(model, grid.clone().float(), labels).clamp(min=0)
     heat = heat / heat.amax(dim=2, keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
     quantised = (255 * heat).round().to(torch.uint8).cpu().numpy()
     return [[row.tobytes() for row in rows[: len(caption)]] for rows, caption in zip(quantised, captions, strict=True)]

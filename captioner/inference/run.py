@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.data.batch import Batch, PixelInputs
+from captioner.data.batch import Batch
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
@@ -54,23 +54,37 @@ class Totals:
         self.num_targets += evaluated.num_targets
 
 
-@torch.inference_mode()
-def evaluate_batch(captioner: Captioner, batch: Batch, options: SearchOptions, seed: int) -> Evaluated:
+def evaluate_batch(
+    captioner: Captioner, batch: Batch, options: SearchOptions, seed: int, explain: bool = False
+) -> Evaluated:
     """Caption the images of a batch; if it carries captions, add up their loss (of the first model).
 
     Args:
         seed: sampling only; the image at position i draws from seed + i, however images are batched.
+        explain: with a map per word of where the first model looked (see `heat_maps`).
     """
+    evaluated, grid = _caption_batch(captioner, batch, options, seed, explain)
+    if grid is not None:
+        best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
+        evaluated.heat = heat_maps(captioner.models[0], grid, best)
+    return evaluated
+
+
+@torch.inference_mode()
+def _caption_batch(
+    captioner: Captioner, batch: Batch, options: SearchOptions, seed: int, keep_grid: bool
+) -> tuple[Evaluated, Tensor | None]:
     evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped, arithmetic=captioner.arithmetic)
     if not batch.positions:
-        return evaluated
-    encodings = captioner.encode(batch.to(captioner.device))
+        return evaluated, None
+    moved = batch.to(captioner.device)
+    encodings, grid = captioner.encode_with_grid(moved) if keep_grid else (captioner.encode(moved), None)
     evaluated.hypotheses = _search(captioner, encodings, options, [seed + position for position in batch.positions])
     known = batch.captions
     if len(known):
         loss_sum, num_targets = captioner.models[0].loss_sum(encodings[0], known.image_of_caption, known.labels)
         evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
-    return evaluated
+    return evaluated, grid
 
 
 def _search(
@@ -105,22 +119,13 @@ def evaluate(
             part = waiting.popleft()
             try:
                 with captioner.turn:
-                    evaluated = evaluate_batch(captioner, part, options, seed)
-                    if explain and part.positions:
-                        evaluated.heat = _heat(captioner, part, evaluated)
-                    done.append(evaluated)
+                    done.append(evaluate_batch(captioner, part, options, seed, explain))
             except torch.OutOfMemoryError:
                 if len(part.positions) <= 1:
                     raise
                 log.warning("out of memory with %d images at once: going on with half as many", len(part.positions))
                 waiting.extendleft(reversed(part.split(2)))
         yield _join(done)
-
-
-def _heat(captioner: Captioner, batch: Batch, evaluated: Evaluated) -> list[list[bytes]]:
-    assert isinstance(batch.inputs, PixelInputs)
-    best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
-    return heat_maps(captioner.models[0], batch.inputs.images.to(captioner.device), best)
 
 
 def _join(parts: list[Evaluated]) -> Evaluated:

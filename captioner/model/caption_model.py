@@ -82,8 +82,21 @@ class CaptionModel(nn.Module):
         Returns:
             (N, F) in the CNN's dtype.
         """
-        pixels = self.normalise(crop(images, offsets))
-        return self.encoder.cnn(pixels.to(self.encoder.input_dtype))
+        return self.encoder.cnn(self._pixels(images, offsets))
+
+    def last_block(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """The last convolution block's output, of which `encoder.head` makes the CNN feature.
+
+        Args:
+            images: as for `cnn_features`.
+
+        Returns:
+            (N, C, 7, 7) in the CNN's dtype.
+        """
+        return self.encoder.features(self._pixels(images, offsets))
+
+    def _pixels(self, images: Tensor, offsets: Tensor | None) -> Tensor:
+        return self.normalise(crop(images, offsets)).to(self.encoder.input_dtype)
 
     def last_block_inputs(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels to what the last convolution block sees: what is computed only once if no more than it is trained.
