@@ -15,7 +15,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import TORCHVISION_STD, Encoder
 from captioner.training.health_checks import LossTrend, warn_of_captions, warn_of_pixels
-from captioner.training.run_files import Progress
+from captioner.training.run_files import Pace, Progress
 
 
 def warnings_of(losses: list[float], vocab_size: int, window: int, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -161,15 +161,18 @@ def test_the_log_says_when_data_come_too_slowly(waits, fires, caplog, monkeypatc
             now[0] += waits
             yield None
 
-    progress, stream = Progress(100, 10), batches()
+    pace = Pace()
+    progress, stream = Progress(100, 10, pace), batches()
     for iteration in range(3):
         progress.next(stream)
         now[0] += 1 - waits
-        progress.report(iteration, "loss", 2.0)
+        progress.report(iteration, "loss", 2.0, 0.5 / (1 + iteration))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3 and lines[1].startswith("iter 1 (epoch 0.10): loss 2.0000, 1.00 it/s, 10 images/s")
     assert ["60 % of the time waiting for data" in line for line in lines] == [False, fires, fires]
     assert ("--num_workers" in lines[2]) is fires
+    assert pace.learning_rate == {0: 0.5, 1: 0.25, 2: 0.5 / 3}
+    assert pace.iterations_per_second == {0: 1.0, 1: 1.0, 2: 1.0}
 
 
 def test_pictures_scaled_to_one_are_named(caplog):

@@ -32,6 +32,8 @@ def site(tmp_path: Path) -> Path:
         }
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "model_id.json").write_text(json.dumps(report))
+    pace = {"learning_rate": {"0": 4e-4, "200": 1e-4}, "iterations_per_second": {"0": 0.5, "200": 3}}
+    (tmp_path / "runs" / "a" / "model_id_pace.json").write_text(json.dumps(pace))
     return tmp_path
 
 
@@ -40,15 +42,19 @@ TWO_RUNS = "vis/train.html#report=../runs/a/model_id.json&report=../runs/b/model
 
 def test_runs_are_drawn_side_by_side(browser, serve, site):
     browser.open(serve(site).address + TWO_RUNS)
-    browser.wait(lambda: len(browser.all(".chart")) == 3)
-    assert browser.texts(".chart h2") == ["Loss", "CIDEr", "Bleu_4"]
+    browser.wait(lambda: len(browser.all(".chart")) == 5)
+    assert browser.texts(".chart h2") == ["Loss", "CIDEr", "Bleu_4", "Learning rate", "Speed"]
+    assert [len(chart.find_elements(By.CSS_SELECTOR, "path.line")) for chart in browser.all(".chart")[3:]] == [1, 1]
     assert len(browser.all(".chart:first-child path.line")) == 4
     assert browser.texts("#runs tbody th") == ["a/model_id", "b/model_id"]
     a, b = browser.all("#runs tbody tr")
     assert "loss 4.500 at 200, CIDEr 0.300 at 100" in a.text
     assert "loss 4.000 at 200" in b.text
     assert browser.texts("#options tbody tr")[0] == "learning_rate0.00040.001"
-    assert browser.complaints() == []
+    browser.run("document.querySelectorAll('.chart svg')[3].focus()")
+    browser.press(Keys.END)
+    browser.wait(lambda: browser.texts(".chart:nth-child(4) .met") == ["iteration 200", "a/model_id 1.00e-4"])
+    assert [one for one in browser.complaints() if "b/model_id_pace.json" not in one] == []  # there is none
 
 
 def test_a_line_stands_where_its_numbers_say(browser, serve, site):
@@ -88,12 +94,24 @@ def test_values_are_read_with_keys_and_runs_can_be_hidden(browser, serve, site):
 
 def test_reports_of_the_original_can_be_chosen(browser, serve, site, reference):
     browser.open(serve(site).address + "vis/train.html")
-    browser.wait(lambda: "report=../runs" in browser.one("#notice").text)
+    browser.wait(lambda: browser.all("#notice input"))
     chooser = browser.one("#notice input")
     chooser.send_keys(f"{reference / 'train_run_report.json'}\n{site / 'runs' / 'a' / 'model_id.json'}")
     browser.wait(lambda: len(browser.all("#runs tbody tr")) == 2)
     assert browser.texts("#runs tbody th") == ["train_run_report", "model_id"]
     assert "loss 1.411 at 150" in browser.all("#runs tbody tr")[0].text
+
+
+def test_runs_beside_the_page_are_listed(browser, serve, site):
+    browser.open(serve(site).address + "vis/train.html")
+    browser.wait(lambda: browser.all(".reports a"))
+    names = [f"../runs/{name}/model_id.json" for name in "ab"]
+    assert browser.texts(".reports a") == [*names, "all 2 side by side"]
+    browser.all(".reports a")[2].click()
+    browser.wait(lambda: browser.texts("#runs tbody th") == ["a/model_id", "b/model_id"])
+    assert not browser.one("#notice").is_displayed()
+    browser.open(serve(site / "vis").address + "train.html")  # a server that does not show the runs
+    browser.wait(lambda: "report=../runs" in browser.one("#notice").text)
 
 
 def test_wrong_reports_are_named_and_the_others_drawn(browser, serve, site):
@@ -132,8 +150,12 @@ def test_caption_train_writes_its_curves_beside_the_report(browser, tiny_dataset
     browser.open((tmp_path / "runs" / "model_id.html").as_uri())
     browser.wait(lambda: browser.all(".chart"))
     assert browser.texts("#runs tbody th") == ["model_id"]
+    assert browser.texts(".chart h2")[-2:] == ["Learning rate", "Speed"]
     assert browser.texts(".chart:first-child .axis") == ["iteration", "−log p per word"]
     report = json.loads((tmp_path / "runs" / "model_id.json").read_text())
+    pace = json.loads((tmp_path / "runs" / "model_id_pace.json").read_text())
+    assert [list(history) for history in pace.values()] == [[str(i) for i in range(6)]] * 2
+    assert set(pace["learning_rate"].values()) == {4e-4} and min(pace["iterations_per_second"].values()) > 0
     said = [row["caption"] for row in report["val_predictions"]]
     assert browser.texts("#captions tbody td") == said and said
     assert not browser.one("#notice").is_displayed() and not browser.one("#site").is_displayed()

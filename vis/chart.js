@@ -1,6 +1,7 @@
 // Line charts over iterations, drawn as SVG.
 "use strict";
 
+const pointed = { title: "", iteration: 0 }; // where the reader points: charts that are drawn anew go on from there
 const MAX_POINTS = 1500; // of a drawn line: more than it has pixels would only cost time
 
 // Mean over a window of up to a tenth of the points, centred: it lags neither behind nor ahead. Towards the steep start
@@ -26,7 +27,7 @@ function svg(tag, attributes, ...children) {
 function chart(title, unit, lines, logarithmic, wide) {
   const drawn = lines.filter((line) => line.points.length);
   if (!drawn.length) return null;
-  const room = byId("charts").clientWidth;
+  const room = Math.floor(byId("charts").getBoundingClientRect().width); // clientWidth may be rounded up
   const width = wide || room < 700 ? room : Math.floor((room - 16) / 2);
   const height = wide ? Math.min(420, Math.max(260, width * 0.45)) : 240;
   const inner = { left: 68, right: width - 28, top: 12, bottom: height - 48 };
@@ -55,7 +56,7 @@ function chart(title, unit, lines, logarithmic, wide) {
 
   const readout = make("figcaption", {}, make("h2", {}, title), make("p", { className: "readout" }, legend(drawn)));
   readout.lastChild.setAttribute("aria-live", "polite");
-  addCursor(picture, drawn, x, y, inner, readout.lastChild);
+  addCursor(picture, title, drawn, x, inner, readout.lastChild);
   return make("figure", { className: wide ? "chart wide" : "chart" }, readout, picture);
 }
 
@@ -96,14 +97,14 @@ function scale(low, high, from, to, apart, log) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
   position.ticks = [];
-  for (let count = Math.ceil(low / step); count * step <= high + step * 1e-9; count += 1) position.ticks.push(count * step);
+  for (let count = Math.ceil(low / step); count * step <= high + step * 1e-9; count += 1) position.ticks.push(count * step || 0); // not −0
   const digits = Math.min(6, Math.max(0, -Math.floor(Math.log10(step))));
   position.format = (value) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return position;
 }
 
 // A vertical line under the pointer, or moved by the arrow keys, and the values it meets.
-function addCursor(picture, lines, x, y, inner, readout) {
+function addCursor(picture, title, lines, x, inner, readout) {
   const places = [...new Set(lines.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
   const rule = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom, visibility: "hidden" });
   picture.append(rule);
@@ -111,6 +112,7 @@ function addCursor(picture, lines, x, y, inner, readout) {
 
   function point(index) {
     at = Math.min(places.length - 1, Math.max(0, index));
+    Object.assign(pointed, { title, iteration: places[at] });
     rule.setAttribute("x1", x(places[at]));
     rule.setAttribute("x2", x(places[at]));
     rule.setAttribute("visibility", "visible");
@@ -118,11 +120,12 @@ function addCursor(picture, lines, x, y, inner, readout) {
       const found = line.points[nearest(line.points.map((other) => other[0]), places[at])];
       const swatch = make("span", { className: "swatch" });
       swatch.style.backgroundColor = line.run.colour;
-      return make("span", { className: "met" }, swatch, `${line.label} ${found[1].toFixed(3)}`);
+      return make("span", { className: "met" }, swatch, `${line.label} ${figure(found[1])}`);
     });
     readout.replaceChildren(make("span", { className: "met" }, `iteration ${places[at].toLocaleString()}`), ...met);
   }
 
+  if (pointed.title === title) point(nearest(places, pointed.iteration));
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
     const pixel = ((event.clientX - box.left) / box.width) * picture.viewBox.baseVal.width;
@@ -135,6 +138,8 @@ function addCursor(picture, lines, x, y, inner, readout) {
     point(at + by);
   });
 }
+
+const figure = (value) => (value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(2) : value.toFixed(3));
 
 function nearest(sorted, wanted) {
   let low = 0;

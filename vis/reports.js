@@ -1,7 +1,11 @@
-// Reports of training runs (model_id<ID>.json), ours and the original's, in one shape.
+// Reports of training runs (model_id<ID>.json), ours and the original's, in one shape. Ours have learning rates and
+// speeds in a second file.
 "use strict";
 
-function readReport(text, source) {
+const paceOf = (source) => source.replace(/\.json$/, "_pace.json");
+
+// text: of the report; pace: of the second file, or null
+function readReport(text, source, pace = null) {
   let report;
   try {
     report = JSON.parse(text);
@@ -28,7 +32,18 @@ function readReport(text, source) {
     validation: series(report.val_loss_history),
     captions: lastCaptions(report.val_predictions),
     scores: new Map([...scores].map(([name, history]) => [name, series(history)])),
+    ...readPace(pace),
   };
+}
+
+function readPace(text) {
+  let pace = null;
+  try {
+    pace = JSON.parse(text);
+  } catch {
+    // It is being written at this moment: the next look finds it whole.
+  }
+  return { learningRate: series(pace?.learning_rate), speed: series(pace?.iterations_per_second) };
 }
 
 // {"0": 3.7, "25": 2.4} → [[0, 3.7], [25, 2.4]], in order, without what is not finite.

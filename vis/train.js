@@ -26,23 +26,26 @@ async function load() {
   const failures = results.filter((result) => result.problem);
   state.runs = results.filter((result) => !result.problem);
   byId("notice").hidden = true;
-  if (!wanted.length && failures.length) explainStart();
+  if (!wanted.length && failures.length) await explainStart();
   else if (failures.length) explain("Some reports could not be read.", failures.map((failure) => failure.problem));
   show();
 }
 
-// caption-train writes this page with the reports of its folder inside.
+// caption-train writes this page with the reports of its folder inside: those of the run come first, and are drawn.
 function loadInside(names) {
-  state.runs = names.map((name) => readReport(textInside(name), name)).filter((run) => !run.problem);
+  const recipe = (name) => name.replace(/(_stage\d+)?\.json$/, "");
+  for (const name of names) state.visible.set(name, recipe(name) === recipe(names[0]));
+  state.runs = names.map((name) => readReport(textInside(name), name, textInside(paceOf(name)))).filter((run) => !run.problem);
   show();
 }
 
 async function fetchReport(path) {
   try {
     // Reports of other servers are refused, as pictures are.
-    const response = await fetch(localAddress(path) || "about:invalid", { cache: "no-cache" });
+    const get = (name) => fetch(localAddress(name) || "about:invalid", { cache: "no-cache" });
+    const [response, pace] = await Promise.all([get(path), get(paceOf(path))]);
     if (!response.ok) return { problem: `${path}: ${response.status} ${response.statusText}` };
-    return readReport(await response.text(), path);
+    return readReport(await response.text(), path, pace.ok ? await pace.text() : null);
   } catch (error) {
     return { problem: `${path}: ${error.message}` };
   }
@@ -151,12 +154,23 @@ function draw() {
     const lines = runs.map((run) => ({ run, label: run.name, points: run.scores.get(name) ?? [], kind: "validation" }));
     charts.push(chart(name, name, lines, false, false));
   }
+  const ofRuns = (points) => runs.map((run) => ({ run, label: run.name, points: points(run), kind: "pace" }));
+  charts.push(chart("Learning rate", "learning rate", ofRuns((run) => run.learningRate), false, false));
+  charts.push(chart("Speed", "iterations per second", ofRuns((run) => smooth(run.speed, smoothing)), false, false));
+  const focused = [...byId("charts").children].findIndex((figure) => figure.contains(document.activeElement));
   byId("charts").replaceChildren(...(runs.length ? charts : []).filter(Boolean));
+  byId("charts").children[focused]?.querySelector("svg").focus({ preventScroll: true });
 }
 
 // ---- when there is nothing to show ----
 
-function explainStart() {
+async function explainStart() {
+  const found = await findReports();
+  if (found.length) {
+    explain("Which runs?", ["These lie beside this page:"]);
+    byId("notice").append(reportLinks(found), make("p", {}, "Or choose reports:"), chooser());
+    return;
+  }
   explain("Which runs?", [
     "caption-train writes a report, model_id<ID>.json, into its checkpoint_path. Start a server in a folder that contains both it and this page, for instance",
     ["pre", "python -m http.server 8000"],
@@ -178,7 +192,9 @@ function explainFile() {
 
 function chooser() {
   return fileChooser("Choose reports", true, async (files) => {
-    const results = await Promise.all(files.map(async (file) => readReport(await file.text(), file.name)));
+    const texts = new Map(await Promise.all(files.map(async (file) => [file.name, await file.text()])));
+    const reports = [...texts.keys()].filter((name) => ![...texts.keys()].some((other) => paceOf(other) === name));
+    const results = reports.map((name) => readReport(texts.get(name), name, texts.get(paceOf(name)) ?? null));
     const failures = results.filter((result) => result.problem);
     state.runs = [...state.runs, ...results.filter((result) => !result.problem)];
     if (failures.length) explain("Some reports could not be read.", failures.map((failure) => failure.problem));
@@ -193,7 +209,12 @@ byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("smooth").addEventListener("input", draw);
 byId("log").addEventListener("change", draw);
 window.addEventListener("hashchange", load);
-new ResizeObserver(draw).observe(byId("charts"));
+let drawnWidth = 0;
+new ResizeObserver(() => {
+  const width = byId("charts").clientWidth;
+  if (width !== drawnWidth) draw();
+  drawnWidth = width;
+}).observe(byId("charts"));
 setInterval(() => {
   // Only what the address names is followed; chosen files are what they were.
   if (location.protocol !== "file:" && location.hash.includes("report=") && !document.hidden) load();

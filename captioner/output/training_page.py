@@ -9,7 +9,7 @@ from captioner.runtime.files import atomic_write
 
 
 def write_training_page(target: Path, reports: Sequence[Path]) -> None:
-    """Write train.html with the reports inside.
+    """Write train.html with the reports inside, and with what lies beside each in NAME_pace.json.
 
     Args:
         reports: model_id<ID>.json of `caption-train` or of the original; the first is shown, the others can be.
@@ -21,6 +21,8 @@ def write_training_page(target: Path, reports: Sequence[Path]) -> None:
     with atomic_write(target, "w", encoding="utf-8") as stream:
         stream.write(head)
         for report in reports:
-            write_data(stream, report.name, json.loads(report.read_text(encoding="utf-8")))
+            for path in (report, report.with_name(f"{report.stem}_pace.json")):
+                if path == report or path.is_file():
+                    write_data(stream, path.name, json.loads(path.read_text(encoding="utf-8")))
         write_data(stream, "runs.json", [report.name for report in reports])
         stream.write(tail)

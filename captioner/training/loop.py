@@ -74,7 +74,7 @@ class TrainingRun:
         """Write report and last model, and the best one if this is it, after making sure that the weights are sound."""
         self.trainer.require_sound_weights(self.record.iteration)
         if self.trainer.processes.is_main:
-            self.files.save_models(self._checkpoint(), better)
+            self.files.save_models(self._checkpoint(), better, self.progress.pace)
             if self.events:
                 self.events.validation(self.record)
 
@@ -84,7 +84,7 @@ class TrainingRun:
         self.trainer.require_sound_weights(self.record.iteration)
         if self.trainer.processes.is_main:
             states = self.trainer.optimizer_states()
-            self.files.save_state(ResumeState(self._checkpoint(), states, self.monitor.first))
+            self.files.save_state(ResumeState(self._checkpoint(), states, self.monitor.first), self.progress.pace)
         self.files.state_is_saved()
 
     def _checkpoint(self) -> Checkpoint:
@@ -122,10 +122,8 @@ def train(run: TrainingRun) -> int:
         run.monitor.note(iteration, loss, rewarded=rewarded)
         if options.losses_log_every and iteration % options.losses_log_every == 0:
             run.monitor.flush()
-            if rewarded:
-                run.progress.report(iteration, "reward", record.reward_history[iteration])
-            else:
-                run.progress.report(iteration, "loss", record.loss_history[iteration])
+            name, history = ("reward", record.reward_history) if rewarded else ("loss", record.loss_history)
+            run.progress.report(iteration, name, history[iteration], rate_factor * options.learning_rate)
     if run.events:
         run.events.close()
     return stopping

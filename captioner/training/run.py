@@ -31,7 +31,7 @@ from captioner.training.health_checks import LossMonitor, LossTrend, warn_of_pix
 from captioner.training.optim import reductions_on_plateau, schedule_factor
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.resume import ResumeState, load_resume_state
-from captioner.training.run_files import Progress
+from captioner.training.run_files import Pace, Progress
 from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
     augmentation_of,
@@ -213,6 +213,7 @@ def open_run(
     trend = LossTrend(model.config.vocab_size)
     first_loss = resumed.first_loss if resumed else None
     events = EventLog(files.events, record) if options.tensorboard and processes.is_main else None
+    pace = Pace(files.pace, record.iteration) if resumed else Pace()
     log.info("%s", _summary(trainer, dataset, len(indices)))
     return loop.TrainingRun(
         options=options,
@@ -233,7 +234,7 @@ def open_run(
         ),
         validate=validate,
         monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
-        progress=Progress(images_per_epoch, options.batch_size, events),
+        progress=Progress(images_per_epoch, options.batch_size, pace, events),
         files=files,
         events=events,
         stop_signal=stop_signal,

@@ -1,6 +1,5 @@
 """A training run as seen from outside: its files and its log lines."""
 
-import glob
 import itertools
 import json
 import logging
@@ -22,6 +21,7 @@ from captioner.training.tensorboard import EventLog
 log = logging.getLogger(__name__)
 
 SAVE_STATE_EVERY_SECONDS = 600
+OTHER_RUNS_SHOWN = 7  # on the page of a run; their reports lie in it
 
 
 class RunFiles:
@@ -37,6 +37,7 @@ class RunFiles:
         self.last = folder / f"model_id{run_id}_last.pt"
         self.resume = folder / f"model_id{run_id}_resume.pt"
         self.report = folder / f"model_id{run_id}.json"
+        self.pace = folder / f"model_id{run_id}_pace.json"
         self.page = folder / f"model_id{run_id}.html"
         self.events = folder / f"model_id{run_id}_tensorboard"
         self._state_saved_at = time.monotonic()
@@ -46,7 +47,7 @@ class RunFiles:
 
         Its files become …previous…, …previous2… and so on; those of one run have the same number.
         """
-        files = [path for path in (self.best, self.last, self.resume, self.report) if os.path.lexists(path)]
+        files = [path for path in (self.best, self.last, self.resume, self.report, self.pace) if os.path.lexists(path)]
         for number in itertools.count(1):
             word = f"previous{number}" if number > 1 else "previous"
             aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
@@ -56,8 +57,8 @@ class RunFiles:
             os.replace(path, previous)
             log.info("an earlier run's %s is now %s", path.name, previous.name)
 
-    def save_models(self, model: Checkpoint, better: bool) -> None:
-        """Write the report and the last checkpoint, and the best one if this is `better` than all before.
+    def save_models(self, model: Checkpoint, better: bool, pace: "Pace") -> None:
+        """Write the reports and the last checkpoint, and the best one if this is `better` than all before.
 
         Raises:
             InputError: a file cannot be written; that of before is still there.
@@ -66,20 +67,28 @@ class RunFiles:
             save_checkpoint(self.best, model)
         save_checkpoint(self.last, model)
         write_report(self.report, model.record)
-        write_training_page(self.page, [self.report, *self._other_stages()])
+        pace.write(self.pace)
+        write_training_page(self.page, [self.report, *self._other_reports()])
 
-    def _other_stages(self) -> list[Path]:
-        """The reports of the other stages of the same recipe, which the page shows too."""
-        name = re.sub(r"_stage\d+$", "", self.report.stem)
-        found = self.report.parent.glob(f"{glob.escape(name)}_stage[0-9].json")
-        return sorted(path for path in found if path != self.report)
+    def _other_reports(self) -> list[Path]:
+        """Those of the recipe's other stages, and of the folder's latest other runs, for the page to compare with."""
+        recipe = re.sub(r"_stage\d+$", "", self.report.stem)
+        reports = {
+            path: path.stat().st_mtime
+            for path in self.report.parent.glob("model_id*.json")
+            if path != self.report and not path.stem.endswith("_pace") and ".previous" not in path.stem
+        }
+        stages = [path for path in reports if re.fullmatch(rf"{re.escape(recipe)}_stage\d+", path.stem)]
+        others = sorted(reports.keys() - stages, key=reports.__getitem__, reverse=True)
+        return [*sorted(stages), *others[:OTHER_RUNS_SHOWN]]
 
-    def save_state(self, state: ResumeState) -> None:
-        """Write the resume state.
+    def save_state(self, state: ResumeState, pace: "Pace") -> None:
+        """Write the resume state, and how the run went up to it.
 
         Raises:
             InputError: the file cannot be written; that of before is still there.
         """
+        pace.write(self.pace)
         save_resume_state(self.resume, state)
         self.state_is_saved()
 
@@ -92,15 +101,46 @@ class RunFiles:
         return time.monotonic() - self._state_saved_at > SAVE_STATE_EVERY_SECONDS
 
 
+class Pace:
+    """Learning rate and speed along a run. In a file of its own: equal runs have equal reports, but no equal speed.
+
+    Args:
+        earlier: the file of the run that is continued, if it is still there.
+        iteration: where that stands; what it did after it is done anew.
+    """
+
+    def __init__(self, earlier: Path | None = None, iteration: int = 0) -> None:
+        self.learning_rate: dict[int, float] = {}
+        self.iterations_per_second: dict[int, float] = {}
+        if earlier is None:
+            return
+        try:
+            content = json.loads(earlier.read_text(encoding="utf-8"))
+            for name, history in vars(self).items():
+                history.update({int(k): float(v) for k, v in content[name].items() if int(k) < iteration})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            log.info("%s: cannot be read (%s): these curves begin anew", earlier.name, error)
+
+    def write(self, path: Path) -> None:
+        """{"learning_rate": {iteration: value}, "iterations_per_second": ..}.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        with atomic_write(path, "w", encoding="utf-8") as stream:
+            json.dump(vars(self), stream)
+
+
 class Progress:
     """Log lines with the speed since the last one and how much of the time went into waiting for data.
 
     Args:
+        pace: takes learning rates and speeds.
         events: takes the losses too.
     """
 
-    def __init__(self, images_per_epoch: int, batch_size: int, events: EventLog | None = None) -> None:
-        self.images_per_epoch, self.batch_size, self.events = images_per_epoch, batch_size, events
+    def __init__(self, images_per_epoch: int, batch_size: int, pace: Pace, events: EventLog | None = None) -> None:
+        self.images_per_epoch, self.batch_size, self.pace, self.events = images_per_epoch, batch_size, pace, events
         self._since, self._iteration, self._waited = time.monotonic(), -1, 0.0
 
     def next(self, stream: Iterator[Batch]) -> Batch:
@@ -110,13 +150,15 @@ class Progress:
         self._waited += time.monotonic() - started
         return batch
 
-    def report(self, iteration: int, name: str, value: float) -> None:
+    def report(self, iteration: int, name: str, value: float, learning_rate: float) -> None:
         """Log an iteration's loss, or its reward; `name` says which."""
         if self.events:
             self.events.training(iteration, name, value)
         now = time.monotonic()
         seconds, iterations = now - self._since, iteration - self._iteration
         waiting = self._waited / seconds
+        self.pace.learning_rate[iteration] = learning_rate
+        self.pace.iterations_per_second[iteration] = iterations / seconds
         log.info(
             "iter %d (epoch %.2f): %s %.4f, %.2f it/s, %.0f images/s%s",
             iteration,
