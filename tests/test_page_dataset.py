@@ -75,3 +75,23 @@ def test_words_are_listed_with_their_counts_and_searched(browser, view):
     browser.all("#wordlist .chip")[3].click()
     assert browser.texts(".card .name") == ["b.jpg"]
     assert browser.barriers() == []
+
+
+def test_a_prepared_dataset_shows_what_the_network_sees(browser, view, tmp_path, capsys):
+    argv = ["--input_json", str(tmp_path / "raw.json"), "--images_root", str(tmp_path / "photos"), "--num_val", "0"]
+    files = ["--output_json", str(tmp_path / "data.json"), "--output_h5", str(tmp_path / "data.h5")]
+    assert prepro.main([*argv, *files, "--word_count_threshold", "1", "--num_workers", "0"]) == 0
+    prepared = ["--input_json", str(tmp_path / "data.json"), "--input_h5", str(tmp_path / "data.h5")]
+    assert prepro.main(prepared) == 1
+    assert "only looked at" in capsys.readouterr().err
+    assert prepro.main([*prepared, "--view", str(tmp_path / "prepared")]) == 0
+    browser.open((tmp_path / "prepared" / "index.html").as_uri())
+    sizes = "return [...document.images].filter((i) => i.complete).map((i) => `${i.naturalWidth}×${i.naturalHeight}`)"
+    browser.wait(lambda: browser.run(sizes) == ["256×256"] * 4)
+    assert browser.one("#title").text == "data.h5"
+    assert browser.texts(".card .name") == ["a.jpg", "b.jpg", "c.jpg", "again.jpg"]
+    assert browser.texts(".card:nth-child(2) .caption") == ["a UNK runs"]
+    assert browser.texts(".unk") == ["UNK"]
+    assert browser.texts("#findings li") == ["Words that became UNK: 1 (7.1%)"]
+    assert browser.one("#wordlist summary").text == "Words: 3 known, 0 rare ones become UNK"
+    assert browser.complaints() == []

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="pictures and captions: the original's JSON, Karpathy's, COCO's, JSONL, CSV/TSV, Flickr8k .token, lines of"
         " path and label, a folder of photo.jpg + photo.txt, or one with a folder per class; several make one dataset",
     )
-    p.add_argument("--num_val", required=True, type=non_negative, help="images of the validation split")
+    p.add_argument("--num_val", type=non_negative, help="images of the validation split (required for a new dataset)")
     p.add_argument("--output_json", default="data.json", help="the dataset's json file")
     p.add_argument("--output_h5", default="data.h5", help="the dataset's h5 file")
     p.add_argument("--max_length", default=16, type=words, help="words of a caption; longer ones are cut")
@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
     p.add_argument("--check", default=False, type=flag, help="only look and report, write no dataset")
     p.add_argument("--view", default="", metavar="FOLDER", help="look, as --check 1, and write a page of what is there")
+    p.add_argument("--input_h5", default="", help="with --view: a prepared dataset, of which --input_json is the json")
     p.add_argument("--output", default="", help="with --check 1: write the report to this JSON file")
     p.add_argument("--mean_image", default="", help="with --check 1: write the mean of all pictures to this PNG file")
     add_overwrite(p)
@@ -71,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    opt = build_parser().parse_args(argv)
+    parser = build_parser()
+    opt = parser.parse_args(argv)
+    if opt.num_val is None and not opt.input_h5:
+        parser.error("the following arguments are required: --num_val")
+    if opt.input_h5:
+        return run("caption-prepro", lambda: _view_prepared(opt))
     return run("caption-prepro", lambda: _check(opt) if opt.check or opt.view else _prepare(opt))
 
 
@@ -142,6 +148,21 @@ def _check(opt: argparse.Namespace) -> None:
     if not report["readable"]:
         without = len(report["unreadable"]) + len(report["without_captions"])
         raise InputError(f"{', '.join(opt.input_json)}: none of its {without} pictures can be used")
+
+
+def _view_prepared(opt: argparse.Namespace) -> None:
+    """The page of a dataset that is prepared already."""
+    from captioner.data.dataset import Dataset
+    from captioner.output.dataset_page import write_prepared_page
+
+    if not opt.view or len(opt.input_json) != 1:
+        raise InputError(
+            f"--input_h5 {opt.input_h5}: a prepared dataset is only looked at",
+            remedy="say --view FOLDER, and name its one json file with --input_json",
+        )
+    dataset = Dataset.open(opt.input_h5, opt.input_json[0])
+    page = write_prepared_page(Path(opt.view), dataset, title=Path(opt.input_h5).resolve().name)
+    print(f"page        {page} (open it by double click)")
 
 
 def _write_page(opt: argparse.Namespace, report: dict[str, Any]) -> Path:

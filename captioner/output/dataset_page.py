@@ -1,4 +1,4 @@
-"""A data set on the page, before training: pictures with all their captions, splits, rare words, doubles.
+"""A data set on the page, before training or as prepared: pictures with their captions, splits, rare words, doubles.
 
 Besides what `page` writes there is
     words.json    [[word, how often, 1 if it is in the vocabulary, 0 if it becomes UNK], ..], the most frequent first
@@ -7,17 +7,19 @@ pictures look the same, "duplicates": a number that they share.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from captioner.data.captioned import CaptionedPicture
+from captioner.data.dataset import Dataset
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words
-from captioner.data.vocabulary import Vocab
+from captioner.data.vocabulary import UNK, Vocab
 from captioner.output.page import VisWriter
 from captioner.output.page_files import write_data_script
 from captioner.output.results import Row
@@ -75,17 +77,67 @@ def write_dataset_page(
 
     counts = count_words(picture.words for picture in kept)
     vocab = Vocab.build(counts, word_count_threshold, tokenizer)
+    return _finish(page, rows(), title, counts, vocab.words, _findings(report))
+
+
+def write_prepared_page(folder: Path, dataset: Dataset, *, title: str) -> Path:
+    """Write the page of a prepared dataset: its pictures as the network sees them, and its captions.
+
+    Captions of training images are what the dataset holds of them: split into words, cut, rare words as UNK.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    page = VisWriter(folder)
+    dataset.require_whole_file()
+
+    def rows() -> Iterator[Row]:
+        for first in tqdm(range(0, len(dataset.info), AT_ONCE), desc="page", disable=None):
+            some = range(first, min(first + AT_ONCE, len(dataset.info)))
+            copied = page.add_pictures([(place + 1, np.asarray(dataset.images[place])) for place in some])
+            for place, copy in zip(some, copied, strict=True):
+                info = dataset.info[place]
+                yield {
+                    "image_id": info.get("id", place + 1),
+                    "file_name": str(info.get("file_path", "")),
+                    "captions": dataset.references_of(place),
+                    "split": info["split"],
+                    **copy,
+                }
+
+    ids = np.bincount(dataset.labels.ravel(), minlength=dataset.vocab.size + 1).tolist()  # how often each is there
+    counts = dict(zip(dataset.vocab.words, ids[1:], strict=False))
+    unknown = counts.pop(UNK, 0)
+    findings = []
+    if unknown:
+        share = unknown / sum(ids[1:])
+        findings.append({"text": f"Words that became {UNK}: {unknown:,} ({share:.1%})", "show": "unk"})
+    return _finish(page, rows(), title, counts, dataset.vocab.words, findings)
+
+
+def _finish(
+    page: VisWriter,
+    rows: Iterator[Row],
+    title: str,
+    counts: Mapping[str, int],
+    known: Collection[str],
+    findings: Iterable[dict[str, str]],
+) -> Path:
+    vocabulary = set(known)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    with atomic_write(folder / "words.json", "w", encoding="utf-8") as stream:
-        json.dump([[word, count, int(word in vocab)] for word, count in ordered], stream, ensure_ascii=False)
-    write_data_script(folder / "words.json")
+    with atomic_write(page.folder / "words.json", "w", encoding="utf-8") as stream:
+        json.dump([[word, count, int(word in vocabulary)] for word, count in ordered], stream, ensure_ascii=False)
+    write_data_script(page.folder / "words.json")
     about = {
         "title": title,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "words": True,
-        "findings": list(_findings(report)),
+        "findings": list(findings),
     }
-    return page.finish(rows(), {}, about)
+    return page.finish(rows, {}, about)
 
 
 def _groups(duplicates: Sequence[dict[str, Any]]) -> dict[str, int]:
