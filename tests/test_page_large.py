@@ -36,7 +36,7 @@ def test_a_picture_opens_and_closes_from_the_keyboard(browser, serve, folder):
     browser.press(Keys.ENTER)
     browser.wait(lambda: browser.one("#large").is_displayed())
     assert browser.one("#large-caption").text == "a cat sits"
-    assert browser.texts("#alternatives li") == ["something else 20 % sure, log p -3.22"]
+    assert browser.texts("#alternatives li") == ["something else 20 % sure, log p \N{MINUS SIGN}3.22"]
     assert browser.texts("#word-chips li") == ["a90 %", "cat50 %", "sits80 %"]
     assert "photo=1.jpg" in browser.driver.current_url
     browser.press(Keys.ARROW_RIGHT)

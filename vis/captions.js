@@ -178,9 +178,15 @@ document.addEventListener("keydown", (event) => {
     byId("search").select();
   }
 });
-document.addEventListener("dragover", (event) => event.preventDefault());
+const dropping = (is) => document.body.classList.toggle("dropping", is);
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  dropping(event.dataTransfer.types.includes("Files"));
+});
+document.addEventListener("dragleave", (event) => event.relatedTarget === null && dropping(false));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
+  dropping(false);
   const files = [...event.dataTransfer.files];
   if (files.length) takeFiles(files);
 });

@@ -2,11 +2,11 @@
 "use strict";
 
 const verdictIs = (verdict) => (row) => judgementOf(row)?.verdict === verdict;
-const hasUnknownWord = (row) => row.answers.some((answer) => answer?.caption.split(" ").includes("UNK")) || hasUnkCaption(row);
+const hasUnknownWord = (row) => row.answers.some((answer) => / UNK /.test(` ${answer?.caption} `)) || hasUnkCaption(row);
 
 const FILTERS = {
   all: ["all", () => true],
-  unk: ["with UNK", hasUnknownWord],
+  unk: ["with UNK", (row) => row.unk],
   abstained: ["without caption", (row) => row.answers[0].caption === "" && !row.captions.length],
   repeated: ["same caption as another", (row) => row.repeated],
   below: ["confidence below …", (row) => row.answers[0].confidence !== null && row.answers[0].confidence < byId("below").value / 100],

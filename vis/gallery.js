@@ -8,7 +8,9 @@ function drawPage() {
   state.page = Math.min(Math.max(1, state.page), pages);
   const first = (state.page - 1) * PER_PAGE;
   const rows = state.shown.slice(first, first + PER_PAGE);
-  byId("grid").replaceChildren(...rows.map((row, index) => card(row, first + index)));
+  const cards = rows.map((row, index) => card(row, first + index));
+  justify(cards); // before they are in the page: asked for its width, it would lay them out twice
+  byId("grid").replaceChildren(...cards);
   byId("none").hidden = state.shown.length > 0 || state.rows.length === 0;
 
   const range = pages > 1 ? `, ${first + 1} to ${first + rows.length} on this page` : "";
@@ -31,6 +33,7 @@ function card(row, place) {
   } else if (row.split) facts.append(make("span", { className: "confidence" }, row.split));
   text.append(facts);
   const item = make("li", { className: "card" }, open, text);
+  item.ratio = row.ratio;
   item.style.setProperty("--ratio", row.ratio.toFixed(3));
   badge(item, row);
   return item;
@@ -100,8 +103,38 @@ function turnPage(page) {
 
 function resize(size) {
   byId("size").value = size;
-  byId("grid").style.setProperty("--row", `${byId("size").value}px`);
   byId("grid").dataset.columns = size >= 320 ? 1 : size <= 160 ? 3 : 2; // of a phone
+  justify();
+}
+
+// Widths in proportion to the pictures' shapes, in rows as near to the chosen height as whole pictures allow. The last
+// row is no higher than that.
+function justify(cards = [...byId("grid").children]) {
+  const gap = Number.parseFloat(getComputedStyle(byId("grid")).columnGap);
+  const room = byId("grid").getBoundingClientRect().width - 0.5; // which rounding may take away
+  const wanted = Number(byId("size").value);
+  const height = (row, ratios) => (room - gap * (row.length - 1)) / ratios;
+  let row = [];
+  let ratios = 0;
+  const close = (high) => {
+    for (const item of row) item.style.setProperty("--width", `${(item.ratio * high).toFixed(2)}px`);
+    [row, ratios] = [[], 0];
+  };
+  for (const item of cards) {
+    const without = row.length ? height(row, ratios) : Infinity;
+    const high = height([...row, item], ratios + item.ratio);
+    // Too low with this picture, too high without it: which is nearer?
+    if (high < wanted && without / wanted < wanted / high) close(without);
+    row.push(item);
+    ratios += item.ratio;
+    if (height(row, ratios) <= wanted) close(height(row, ratios));
+  }
+  if (row.length) close(Math.min(wanted, height(row, ratios)));
 }
 
 for (const pager of document.querySelectorAll(".pager")) makePager(pager);
+let room = 0;
+new ResizeObserver(() => {
+  if (byId("grid").clientWidth !== room) justify();
+  room = byId("grid").clientWidth;
+}).observe(byId("grid"));

@@ -9,7 +9,7 @@ const PLAY_MILLISECONDS = 700;
 
 // base64 of uint8, row by row, of a square map → {side, values 0..1}, or null
 function readHeat(text) {
-  if (typeof text !== "string" || !text) return null;
+  if (!text) return null;
   let bytes;
   try {
     bytes = atob(text);
@@ -48,6 +48,7 @@ function showHeat(heat) {
   canvas.style.top = `${image.offsetTop + (image.clientHeight - seenHeight) / 2 + seenHeight * HEAT_INSET}px`;
   canvas.style.width = `${seenWidth * HEAT_SIZE}px`;
   canvas.style.height = `${seenHeight * HEAT_SIZE}px`;
+  canvas.style.filter = `blur(${(Math.min(seenWidth, seenHeight) * HEAT_SIZE) / heat.side / 6}px)`;
   byId("picture").append(canvas);
 }
 
@@ -68,13 +69,14 @@ function holdWord(chip) {
 
 function wordChip(word) {
   const probability = word.logprob === null ? "" : percent(Math.exp(word.logprob));
-  const chip = make(word.heat ? "button" : "span", { className: "chip" }, word.word, make("small", {}, probability));
+  const heat = readHeat(word.heat);
+  const chip = make(heat ? "button" : "span", { className: "chip" }, word.word, make("small", {}, probability));
   if (word.logprob !== null) chip.style.setProperty("--shade", shade(word.logprob));
-  if (word.heat) {
+  if (heat) {
     chip.type = "button";
-    chip.heat = word.heat;
+    chip.heat = heat;
     chip.setAttribute("aria-pressed", "false");
-    chip.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showHeat(word.heat));
+    chip.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showHeat(heat));
     chip.addEventListener("pointerleave", () => showHeat(player.held?.heat ?? null));
     chip.addEventListener("click", () => {
       stopPlaying();
@@ -89,7 +91,7 @@ function fillWords(words) {
   player.held = null;
   hideHeat();
   byId("word-chips").replaceChildren(...words.map(wordChip));
-  byId("play").hidden = !words.some((word) => word.heat);
+  byId("play").hidden = !byId("word-chips").querySelector("button");
 }
 
 function playOrStop() {

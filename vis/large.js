@@ -13,6 +13,9 @@ function openLarge(place) {
   const row = openRow();
   const answer = row.answers[0];
   byId("picture").replaceChildren(picture(row, false));
+  byId("place").textContent = `${(place + 1).toLocaleString("en")} / ${state.shown.length.toLocaleString("en")}`;
+  preload(place + 1);
+  preload(place - 1);
   if (row.captions.length) fillKnownCaption(byId("large-caption"), row.captions[0]);
   else fillCaption(byId("large-caption"), answer);
   byId("verdicts").hidden = byId("edit-start").hidden = !canJudge(row);
@@ -29,6 +32,12 @@ function openLarge(place) {
   else say(`${place + 1} of ${state.shown.length}: ${answer.caption || missingCaption(answer)}`);
   byId("panel").scrollTop = 0;
   writeAddress(opening);
+}
+
+// So that the neighbours are there when they are wanted. In an album they are there anyway.
+function preload(place) {
+  const row = state.shown[place];
+  if (row && !isAlbum()) new Image().src = pictureAddress(row.picture);
 }
 
 // What the other results say, or all captions of a data set.
@@ -61,7 +70,7 @@ function fillAlternatives(answer) {
     ...answer.alternatives.map((other) => {
       const facts = [
         other.confidence === null ? null : `${percent(other.confidence)} sure`,
-        other.logprob === null ? null : `log p ${other.logprob.toFixed(2)}`,
+        other.logprob === null ? null : `log p ${signed(other.logprob)}`,
       ].filter(Boolean);
       return make("li", {}, other.caption || "empty caption", " ", make("small", {}, facts.join(", ")));
     }),
@@ -72,7 +81,7 @@ function fillFacts(row, answer) {
   const facts = [["File", row.link ? make("a", { href: row.link }, row.name) : row.name]];
   if (row.split) facts.push(["Split", row.split]);
   if (answer.confidence !== null) facts.push(["Sure", `${percent(answer.confidence)} (the probability per word)`]);
-  if (answer.logprob !== null) facts.push(["log p", `${answer.logprob.toFixed(2)} (of the whole caption)`]);
+  if (answer.logprob !== null) facts.push(["log p", `${signed(answer.logprob)} (of the whole caption)`]);
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
 

@@ -18,6 +18,8 @@ function percent(probability) {
   return `${value < 9.95 ? value.toFixed(1) : Math.round(value)} %`;
 }
 
+const signed = (value) => value.toFixed(2).replace("-", "−");
+
 // A title and lines of text; ["pre", text] is a command or file content.
 function explain(title, lines) {
   const parts = lines.map((line) => (Array.isArray(line) ? make(line[0], {}, line[1]) : make("p", {}, line)));

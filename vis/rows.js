@@ -66,7 +66,7 @@ function readCaption(row) {
     caption: String(row.caption ?? ""),
     logprob: finite(row.logprob),
     confidence: finite(row.confidence),
-    words: words.map((word) => ({ word: String(word.word), logprob: finite(word.logprob), heat: readHeat(word.heat) })),
+    words: words.map((word) => ({ word: String(word.word), logprob: finite(word.logprob), heat: typeof word.heat === "string" ? word.heat : "" })),
   };
 }
 
@@ -91,6 +91,7 @@ function prepareRows() {
   for (const row of state.rows) {
     const answers = row.answers.filter(Boolean);
     row.text = [...answers.map((answer) => answer.caption), ...row.captions, row.name].join(" ").toLowerCase();
+    row.unk = hasUnknownWord(row);
     row.repeated = row.answers[0].caption !== "" && captions.get(row.answers[0].caption) > 1;
     const scores = answers.map((answer) => answer.score ?? answer.confidence).filter((value) => value !== null);
     row.difference = scores.length > 1 ? Math.max(...scores) - Math.min(...scores) : 0;
