@@ -200,7 +200,7 @@ def test_slow_senders_and_cut_connections_do_not_keep_others_waiting(server):
 
 
 def test_idle_connections_give_way(server):
-    idle = [server.socket() for _ in range(300)]
+    idle = [server.socket() for _ in range(1000)]
     for one in idle[::2]:
         with contextlib.suppress(OSError):
             one.sendall(b"POST /v1/captions HTTP/1.1\r\nX-Slow: ")
@@ -238,6 +238,37 @@ def test_a_full_queue_says_when_to_come_back(server):
     assert set(statuses) == {200, 429} and statuses.count(200) >= 20
     assert all(1 <= int(headers["Retry-After"]) <= 60 for status, _, headers in answers if status == 429)
     assert server.caption(BLUE) == "colour 10 20 220"
+
+
+def test_who_would_wait_for_too_long_is_sent_away():
+    import asyncio
+
+    from captioner.service.gathering import Gatherer
+    from captioner.service.limits import Limits, Refusal
+
+    async def ask() -> None:
+        def caption(pictures, options):
+            time.sleep(0.2 * len(pictures))
+            return ["a"] * len(pictures)
+
+        limits = Limits(queue=1000, queue_seconds=2.0, batch_size=4)
+        async with Gatherer[int, int, str](caption, limits) as gatherer:
+            assert gatherer.expected_seconds(500) == 0.0  # nothing is known yet
+            for _ in range(2):
+                with gatherer.places(1):
+                    await gatherer.submit(0, 0)
+            assert gatherer.expected_seconds(10) == pytest.approx(2.0, rel=0.8)
+            with gatherer.places(50):  # nobody is before them
+                assert gatherer.is_full
+                with pytest.raises(Refusal, match="wait for too long") as refused, gatherer.places(1):
+                    pass
+            assert refused.value.status == 429
+            assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
+            assert not gatherer.is_full
+            with gatherer.places(1):
+                assert await gatherer.submit(0, 0) == "a"
+
+    asyncio.run(ask())
 
 
 def test_captions_that_take_too_long_are_given_up(server):

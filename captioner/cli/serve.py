@@ -43,6 +43,9 @@ def build_parser() -> Parser:
     limits.add_argument("--max_megapixels", type=Range(int, 1, 178), default=50, help="millions of pixels of a picture")
     limits.add_argument("--max_pictures", type=Range(int, 1, 10_000), default=16, help="pictures of a request")
     limits.add_argument("--max_queue", type=Range(int, 1, 10**6), default=64, help="pictures of all clients at a time")
+    limits.add_argument(
+        "--queue_seconds", type=seconds, default=20, help="a picture that would wait for longer is sent away (429)"
+    )
     limits.add_argument("--max_clients", type=Range(int, 1, 10**6), default=256, help="open connections")
     limits.add_argument("--receive_seconds", type=seconds, default=20, help="for a request's body to arrive")
     limits.add_argument("--answer_seconds", type=seconds, default=30, help="from then to the answer")
@@ -85,6 +88,7 @@ def serve_captions(opt: argparse.Namespace) -> None:
         pixels=opt.max_megapixels * 1_000_000,
         pictures=opt.max_pictures,
         queue=max(opt.max_queue, opt.max_pictures),
+        queue_seconds=opt.queue_seconds,
         connections=opt.max_clients,
         receive_seconds=opt.receive_seconds,
         answer_seconds=opt.answer_seconds,

@@ -80,6 +80,7 @@ class Service:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with Gatherer(self._caption, self.limits, self.metrics.observe_batch) as self._gatherer:
             self.metrics.queue.set_function(lambda: self._running.places_taken)
+            self.metrics.expected.set_function(lambda: self._running.expected_seconds())
             self.metrics.buffered.set_function(lambda: self._budget.used)
             yield
 
@@ -165,7 +166,7 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        if self._running.places_taken >= self.limits.queue:
+        if self._running.is_full:
             return JSONResponse({"status": "busy"}, 503)
         return JSONResponse({"status": "ok"})
 

@@ -44,7 +44,8 @@ class Gatherer(Generic[Picture, Options, Result]):
         self._waiting: collections.deque[_Waiting[Picture, Options, Result]] = collections.deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "captions")
-        self._seconds_per_picture = 0.2  # a guess until there is a measurement
+        self._seconds_per_picture = 0.0  # mean of the latest batches; at first nothing is expected
+        self._num_batches = 0
         self._loop_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Gatherer[Picture, Options, Result]":
@@ -63,15 +64,28 @@ class Gatherer(Generic[Picture, Options, Result]):
         """Hold places in the queue for the pictures of a request, from before they are decoded to the answer.
 
         Raises:
-            Refusal: there are not that many left; says when to try again.
+            Refusal: there are not that many left, or the last of them would wait for too long; says when to try again.
         """
         if self.places_taken + count > self.limits.queue:
-            raise busy("too many pictures are waiting", self.places_taken * self._seconds_per_picture)
+            raise busy("too many pictures are waiting", self.expected_seconds(0))
+        # Who comes alone is served, however slow this machine is.
+        if self.places_taken and self.expected_seconds(count) > self.limits.queue_seconds:
+            raise busy("pictures wait for too long", self.expected_seconds(count) - self.limits.queue_seconds)
         self.places_taken += count
         try:
             yield
         finally:
             self.places_taken -= count
+
+    def expected_seconds(self, more: int = 1) -> float:
+        """Until what has a place now, and `more` pictures behind it, would have its captions."""
+        return (self.places_taken + more) * self._seconds_per_picture
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another picture would be refused."""
+        too_long = self.expected_seconds() > self.limits.queue_seconds
+        return self.places_taken >= self.limits.queue or (self.places_taken > 0 and too_long)
 
     async def submit(self, picture: Picture, options: Options) -> Result:
         """The caption of one picture. Cancelled while it waits, it is left out of its batch."""
@@ -118,7 +132,10 @@ class Gatherer(Generic[Picture, Options, Result]):
                     one.result.set_exception(error)
             return
         seconds = time.monotonic() - started
-        self._seconds_per_picture += 0.1 * (seconds / len(batch) - self._seconds_per_picture)
+        self._num_batches += 1
+        if self._num_batches > 1:  # the first one sets everything up, and tells nothing about the others
+            weight = max(0.1, 1 / (self._num_batches - 1))
+            self._seconds_per_picture += weight * (seconds / len(batch) - self._seconds_per_picture)
         self._observe(len(batch), seconds)
         for one, result in zip(batch, results, strict=True):
             if not one.result.done():

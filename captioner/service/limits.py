@@ -15,6 +15,7 @@ class Limits:
     answer_seconds: float = 30.0  # from there to the answer
     header_seconds: float = 10.0  # from the connection, or the last answer, to the end of a request's head
     queue: int = 64  # pictures of all clients that wait for their caption or get it
+    queue_seconds: float = 20.0  # how long a picture may be expected to take from its arrival to its caption
     buffered_bytes: int = 256 * 2**20  # of all bodies together
     connections: int = 256  # beyond it the connection that has been idle for longest is closed
     batch_size: int = 8  # pictures captioned at once

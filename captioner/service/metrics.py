@@ -32,6 +32,9 @@ class Metrics:
             registry=self.registry,
         )
         self.queue = Gauge("caption_queue_pictures", "Pictures waiting or at work", registry=self.registry)
+        self.expected = Gauge(
+            "caption_expected_seconds", "Until a picture that came now would have its caption", registry=self.registry
+        )
         self.buffered = Gauge("caption_buffered_bytes", "Bytes of bodies in memory", registry=self.registry)
 
     def observe_batch(self, size: int, seconds: float) -> None:
