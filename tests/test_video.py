@@ -301,9 +301,17 @@ def test_a_camera_that_is_unplugged_ends_what_is_shown(caplog):
     assert shown and "the camera has ended: no such device" in caplog.text
 
 
-def test_the_camera_command_keeps_what_it_has(command, stand_in, monkeypatch, tmp_path):
+def test_the_camera_command_keeps_what_it_has(command, monkeypatch, tmp_path):
+    """A caption takes 0.4 s, 20 pictures of this camera; it is of the scene all the same, from its cut on."""
+
+    def slowly(pictures: Sequence[np.ndarray]) -> list[Caption]:
+        time.sleep(0.4)
+        return caption_by_looks(pictures)
+
+    monkeypatch.setattr(captioner.cli.video, "load", lambda opt: slowly)
+
     def frames(name: str, whole: bool) -> Iterator[Frame]:
-        for number, photo in enumerate(["cat"] * 30 + ["rocket"] * 40):
+        for number, photo in enumerate(["cat"] * 30 + ["rocket"] * 80):
             time.sleep(0.02)
             yield Frame(number / 25, 0.04, av.VideoFrame.from_ndarray(example(photo), format="rgb24"), whole)
         raise OSError("unplugged")
@@ -313,7 +321,8 @@ def test_the_camera_command_keeps_what_it_has(command, stand_in, monkeypatch, tm
     done = command("video", "--input", "0", "--output", out, "--srt", srt)
     assert done.returncode == 0 and "unplugged" in done.stderr
     assert [text for _, _, text in read_srt(srt)] == ["a cat", "a rocket"]
-    assert read_srt(srt)[1][0] == pytest.approx(30 / 25, abs=0.5)
+    (first, cut, _), (begin, _, _) = read_srt(srt)
+    assert first == 0 and cut == begin == pytest.approx(30 / 25, abs=0.5)
     assert len(list(VideoFile(out).frames())) > 20
 
 

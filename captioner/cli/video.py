@@ -235,9 +235,10 @@ def caption_camera(
                 if found:
                     found[-1].end = picture.frame.time + picture.frame.duration
                 if picture.changed and picture.caption:
+                    begin = max(picture.since, found[-1].begin) if found else picture.since
                     if found:
-                        found[-1].end = picture.frame.time
-                    found.append(Subtitle(picture.frame.time, picture.frame.time, picture.caption))
+                        found[-1].end = begin
+                    found.append(Subtitle(begin, picture.frame.time, picture.caption))
                     say(found[-1])
                 if shown or output:
                     text = picture.caption.text if picture.caption else ""

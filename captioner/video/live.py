@@ -26,11 +26,14 @@ class Shown:
     Args:
         caption: of a picture that is at most one caption's computing time older; None before the first one.
         changed: it is another text than that of the picture before.
+        since: seconds; from when on it has been true: the beginning of its scene, or the time of the captioned picture.
+            Subtitles begin there, not when the caption was ready.
     """
 
     frame: Frame
     caption: Caption | None
     changed: bool
+    since: float
 
 
 class _Newest:
@@ -104,7 +107,7 @@ def live_captions(
     """
     newest, detector = _Newest(frames), SceneDetector(least_seconds)
     shown: Caption | None = None
-    shown_since = next_look = next_caption = 0.0
+    shown_since = next_look = next_caption = asked_since = since = 0.0
     new_scene = True
     with ThreadPoolExecutor(1, "captions") as pool:
         running: Future[Sequence[Caption]] | None = None
@@ -122,9 +125,10 @@ def live_captions(
                 surer = shown is None or found.confidence > shown.confidence + SURER
                 settled = frame.time - shown_since >= least_seconds
                 if another and (shown is None or asked_in_new_scene or (surer and settled) or not detect):
-                    shown, shown_since = found, frame.time
+                    shown, shown_since, since = found, frame.time, asked_since
             if running is None and frame.time >= next_caption:
                 running = pool.submit(caption, [frame.pixels()])
+                asked_since = detector.begin if detect and new_scene else frame.time
                 asked_in_new_scene, new_scene = new_scene, False
                 next_caption = frame.time + every_seconds
-            yield Shown(frame, shown, changed=shown is not before)
+            yield Shown(frame, shown, changed=shown is not before, since=since)
