@@ -197,20 +197,22 @@ def test_unknown_words_are_left_out_and_named(model, photos, command):
     done = command("score", *argv, "a reed picture")
     assert done.returncode == 0
     assert "does not know reed (it knows red); searched without" in done.stderr
-    done = command("score", *argv, "zebra")
+    shutil.rmtree(model.with_name("cache"))
+    done = command("score", *argv, TEXT, "zebra")
     assert done.returncode == 1 and done.stderr.endswith("say it in other words\n")
+    assert "looked at" not in done.stderr  # said before the photos are
 
 
 def test_several_texts_stdin_and_top(model, photos, command, monkeypatch):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("it is all red\n\na blue picture\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("it is all red\n\nzebra\na blue picture\n"))
     argv = ["--model", model, "--images", photos, *CPU, "--top", 2, "--query", TEXT, "-"]
     done = command("score", *argv)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(maxsplit=2)[2] for line in lines[::3]] == [TEXT, "it is all red", "a blue picture"]
-    assert len(lines) == 9
+    assert len(lines) == 9 and "'zebra': the model knows none of these words" in done.stderr
     for first, second in (lines[1:3], lines[4:6], lines[7:9]):
         assert float(first.split()[0]) >= float(second.split()[0])
 

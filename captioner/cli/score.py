@@ -273,10 +273,14 @@ def _find(opt: argparse.Namespace) -> None:
         raise InputError("--view shows what one text finds", remedy="give one --query")
     page = VisWriter(opt.view, opt.overwrite) if opt.view else None
     source = open_folder(opt.images, opt.recursive, -1)
-    photos = _search_of(opt, source)
+    photos = _open_search(opt, source, [text for text in opt.query if text != "-"])
     rows: list[LikelihoodRow] = []
     for text in _queries(opt.query):
-        found = _found_rows(photos, source, text, opt.top)
+        try:
+            found = _found_rows(photos, source, text, opt.top)
+        except InputError as error:  # one of stdin; those of the command line are known to be good
+            log.warning("%s", error)
+            continue
         rows += found
         print(f"{'gain':>8}  {'logprob':>8}  {printable(text)}")
         for row in found:
@@ -300,13 +304,13 @@ def _measure_recall(
     """
     import numpy as np
 
-    photos = _search_of(opt, source)
+    photos = _open_search(opt, source)
     known = [(position, text) for position in photos.positions for text in captions[position]]
     if not known:
         raise InputError(f"{opt.captions}: has no captions of photos that can be read")
     count = len(known) if opt.recall < 0 else min(opt.recall, len(known))
     chosen = [known[round(number * len(known) / count)] for number in range(count)]  # evenly spread
-    ranks = [photos.rank(photos.query(text), position) for position, text in _progress(chosen, " captions")]
+    ranks = [_rank(photos, position, text) for position, text in _progress(chosen, " captions")]
     scores = {f"R@{most}": float(np.mean([rank <= most for rank in ranks])) for most in RECALL_AT}
     scores["median_rank"] = float(np.median(ranks))
     print(f"{count:,} captions, each searched among {len(photos.positions):,} photos")
@@ -315,11 +319,21 @@ def _measure_recall(
     return scores
 
 
-def _search_of(opt: argparse.Namespace, source: "FileSource") -> "PhotoSearch":
+def _rank(photos: "PhotoSearch", position: int, text: str) -> int:
+    try:
+        return photos.rank(photos.query(text), position)
+    except InputError:  # no word that the model knows
+        return len(photos.positions)
+
+
+def _open_search(opt: argparse.Namespace, source: "FileSource", texts: Sequence[str] = ()) -> "PhotoSearch":
     """A search among the photos of a source, ready for texts.
 
+    Args:
+        texts: some that are looked at before the photos are, which takes long.
+
     Raises:
-        InputError: none of them can be read.
+        InputError: no photo can be read, or the model knows no word of a text.
     """
     from captioner.data.batches import shares
     from captioner.inference.find import PhotoSearch, digests_of
@@ -334,6 +348,8 @@ def _search_of(opt: argparse.Namespace, source: "FileSource") -> "PhotoSearch":
     checkpoints = load_models(opt.model)
     model = Model(checkpoints, choose_device(opt.gpuid), opt.precision, calibration=source)
     photos = PhotoSearch(model.captioner, digests_of(checkpoints, model.captioner.arithmetic), cache_folder())
+    for text in texts:
+        photos.query(text)
 
     def batches(positions: Sequence[int]) -> "Iterator[Batch]":
         log.info("%s photos are new and looked at", f"{len(positions):,}")
@@ -354,8 +370,10 @@ def _found_rows(photos: "PhotoSearch", source: "FileSource", text: str, top: int
     """One row for each of the best photos; `rank` is that among them."""
     from captioner.output.rows import likelihood_rows
 
-    rows = []
-    for rank, found in enumerate(photos.find(photos.query(text))[:top], start=1):
+    rows, query = [], photos.query(text)
+    if query.unknown:
+        log.warning("%s: the model does not know %s%s; searched without", text, ", ".join(query.unknown), query.hint)
+    for rank, found in enumerate(photos.find(query)[:top], start=1):
         info = source.files[found.position][1]
         (row,) = likelihood_rows(info["id"], info["file_path"], [text], [found.likelihood])
         row["rank"] = rank

@@ -12,7 +12,6 @@ Letters: P photos, V words, K captions of a photo, D words of a text.
 
 import difflib
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ from captioner.model.checkpoint import Checkpoint
 from captioner.model.checkpoint_fields import weights_digest
 from captioner.search import EnsembleState, SearchOptions, ensemble_step, search
 from captioner.search.rules import Step
-
-log = logging.getLogger(__name__)
 
 FIRST = 96  # photos judged because the first guess likes them
 SAMPLE = 96  # photos judged because they are spread over all
@@ -63,11 +60,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A text as the model reads it: ids, words, and those that it does not know, which are left out."""
+    """A text as the model reads it: ids, words, and those that it does not know, which are left out; what it knows
+    instead, for people."""
 
     ids: tuple[int, ...]
     words: tuple[str, ...]
     unknown: tuple[str, ...]
+    hint: str = ""
 
 
 class PhotoSearch:
@@ -126,9 +125,7 @@ class PhotoSearch:
         hint = f" (it knows {', '.join(near)})" if near else ""
         if not known:
             raise InputError(f"{text!r}: the model knows none of these words{hint}", remedy="say it in other words")
-        if unknown:
-            log.warning("%s: the model does not know %s%s; searched without", text, ", ".join(unknown), hint)
-        return Query(tuple(vocab.encode(known, len(known))), tuple(known), unknown)
+        return Query(tuple(vocab.encode(known, len(known))), tuple(known), unknown, hint)
 
     def find(self, query: Query) -> list[Found]:
         """The photos that make a text likeliest, best first: FIRST + SAMPLE + SECOND of them at most."""
