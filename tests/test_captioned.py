@@ -34,7 +34,7 @@ def test_inputs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> N
         (tmp_path / name / "captions.csv").write_text("a.jpg,A dog.\n")
         inputs.append(str(tmp_path / name / "captions.csv"))
     pictures, _ = read_captioned(inputs, [str(tmp_path / "flickr"), str(tmp_path / "coco")])
-    assert [picture.source for picture in pictures] == [path.removesuffix(".csv") for path in inputs]
+    assert [picture.source for picture in pictures] == ["flickr/captions", "coco/captions"]
     assert [picture.file_path for picture in pictures] == ["flickr/a.jpg", "coco/a.jpg"]
     pictures, _ = read_captioned(inputs, [str(tmp_path)])  # the same picture described twice
     assert [(picture.file_path, picture.captions) for picture in pictures] == [("a.jpg", ["A dog.", "A dog."])]

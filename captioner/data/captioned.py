@@ -120,17 +120,25 @@ def _open(inputs: Sequence[str], images_roots: Sequence[str]) -> list[_Input]:
     roots = list(images_roots) * (len(inputs) if len(images_roots) == 1 else 1) or [""] * len(inputs)
     if len({os.path.realpath(path) for path in inputs}) < len(inputs):
         raise InputError(f"--input_json {' '.join(inputs)}: names one of them twice")
-    stems = [Path(path).stem for path in inputs]
     opened = []
-    for path, root, stem in zip(inputs, roots, stems, strict=True):
+    for path, root, name in zip(inputs, roots, _shortest_names(inputs), strict=True):
         records = stream_records(path, root)
         first = list(itertools.islice(records, _PROBES))
         found = find_images_root(path, [record.file_path for record in first], root)
         if not root and found != Path():
             log.info("taking pictures from %s", found)
-        name = stem if stems.count(stem) == 1 else Path(path).with_suffix("").as_posix()
         opened.append(_Input(name, found, itertools.chain(first, records)))
     return opened
+
+
+def _shortest_names(inputs: Sequence[str]) -> list[str]:
+    """What tells files apart: their names without ending, with as many of the folders above as that takes."""
+    parts = [Path(os.path.abspath(path)).with_suffix("").parts for path in inputs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_file[-count:]) for of_file in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(inputs)  # of one name, with different endings
 
 
 def _common_folder(roots: Sequence[Path]) -> Path | None:
