@@ -52,8 +52,17 @@ const ORDERS = {
   confident: (a, b) => orUnknown(b, -1) - orUnknown(a, -1),
   unsure: (a, b) => orUnknown(a, 2) - orUnknown(b, 2),
   differing: (a, b) => b.difference - a.difference || Number(b.differs) - Number(a.differs),
-  name: (a, b) => collator.compare(a.name, b.name),
+  name: (a, b) => a.rank - b.rank,
 };
+
+// Comparing names as people read them is slow: done once, not at every letter of a search.
+function rankNames() {
+  if (!state.rows.length || state.rows[0].rank !== undefined) return;
+  const sorted = state.rows.toSorted((a, b) => collator.compare(a.name, b.name));
+  sorted.forEach((row, place) => {
+    row.rank = place;
+  });
+}
 
 function select() {
   const terms = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -61,6 +70,7 @@ function select() {
   const keeps = FILTERS[filter][1];
   const rows = state.rows.filter((row) => keeps(row) && terms.every((term) => row.text.includes(term)));
   // Near-duplicates stand together.
+  if (byId("sort").value === "name") rankNames();
   const order = ORDERS[byId("sort").value] ?? (filter === "duplicates" ? (a, b) => a.duplicates - b.duplicates : null);
   state.shown = order ? rows.sort(order) : rows;
   byId("below-label").hidden = filter !== "below";
