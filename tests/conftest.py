@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,33 @@ def reference(shared: Path) -> Path:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(scope="session")
+def _path_without_java(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bin")
+    for place in os.environ["PATH"].split(os.pathsep):
+        for program in Path(place).glob("*") if Path(place).is_dir() else ():
+            if program.name != "java" and not os.path.lexists(folder / program.name):
+                (folder / program.name).symlink_to(program)
+    return str(folder)
+
+
+@pytest.fixture
+def without_java(_path_without_java: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer without Java, on which nobody waits for METEOR."""
+    monkeypatch.setenv("PATH", _path_without_java)
+
+
+@pytest.fixture
+def java_says_one(
+    without_java: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Java that takes any METEOR for perfect at once: the true one takes long to start."""
+    program = tmp_path_factory.mktemp("java") / "java"
+    program.write_text(f"#!/bin/sh\nwhile read -r line; do echo 2 2 0 0 2 2 {'0 ' * 14} 1 2 2; done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 
 from captioner.cli.eval import build_parser, run_name
 from captioner.inference.sources import open_folder
+from captioner.output.results import Journal
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 
@@ -82,6 +84,7 @@ def test_neither_batch_size_nor_workers_matter(search, model, photos, command, t
     assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
 
 
+@pytest.mark.usefixtures("without_java")
 @pytest.mark.parametrize("batch_size", [2, 3, 16])
 def test_a_split_is_evaluated_once_whatever_the_batch_size(batch_size, model, tiny_dataset, command, tmp_path):
     h5, described = tiny_dataset
@@ -158,6 +161,7 @@ def test_coco_list_gives_its_ids(model, photos, command, tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("java_says_one")
 def test_folder_scored_against_references_by_name(model, photos, command, tmp_path):
     argv = ["eval", "--model", model, "--image_folder", photos, *CPU, "--vis_dir", tmp_path / "vis"]
     assert command(*argv).returncode == 0
@@ -168,6 +172,58 @@ def test_folder_scored_against_references_by_name(model, photos, command, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "Bleu_1 1.0000" in done.stderr
     assert rows_of(tmp_path / "vis" / "scores.json")["Bleu_1"] == pytest.approx(1)
+    kept = rows_of(tmp_path / "vis" / "scores_evalscript.json")
+    assert kept["METEOR"] == pytest.approx(1)  # wherever it can be computed
+    assert "SPICE skipped because" in done.stderr
+    assert kept["images"]["scored"] == 11 and kept["intervals"]["Bleu_1"] == pytest.approx([1, 1])
+
+
+@pytest.mark.usefixtures("without_java")
+def test_each_evaluation_has_scores_of_its_own_name(model, photos, command, tmp_path):
+    (tmp_path / "refs.json").write_text(json.dumps([{"file_path": "img4.jpg", "captions": ["a dog"]}]))
+    argv = ["eval", "--model", model, "--image_folder", photos, *CPU, "--num_images", 4, "--language_eval"]
+    argv += ["--references", tmp_path / "refs.json", "--vis_dir", tmp_path / "vis"]
+    for name in ("beam2", "beam2", "beam3"):  # the second replaces the first
+        done = command(*argv, "--id", name)
+        assert done.returncode == 0, done.stderr
+        assert f"scores: {tmp_path / 'vis' / f'scores_{name}.json'}" in done.stderr
+        assert "METEOR skipped because there is no Java" in done.stderr
+    assert {path.name for path in (tmp_path / "vis").glob("scores_*")} == {"scores_beam2.json", "scores_beam3.json"}
+    (tmp_path / "scores_mine.json").write_text("{}")
+    done = command(*argv, "--id", "mine", "--output", tmp_path / "o.json")
+    assert done.returncode == 1 and "scores_mine.json: exists, and was not written by this program" in done.stderr
+    for name in ("a/b", "a\\b", "x" * 300, "a\nb"):
+        assert command(*argv, "--id", name).returncode == 2
+
+
+def test_references_are_matched_before_the_first_picture(model, photos, tiny_dataset, command, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps([{"file_path": "other.jpg", "captions": ["a dog"]}]))
+    (tmp_path / "twice.json").write_text(json.dumps([{"file_path": "x/img1.jpg", "captions": ["a dog"]}]))
+    (tmp_path / "broken.json").write_text('[{"file_path": "img1.jpg", "captions": [5]}]')
+    (tmp_path / "photos" / "again").mkdir(parents=True)
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "again"):
+        shutil.copy(photos / "img1.jpg", folder)
+    described = json.loads(tiny_dataset[1].read_text())
+    with h5py.File(tmp_path / "bare.h5", "w") as bare, h5py.File(tiny_dataset[0]) as file:
+        for name in ("images", "labels"):
+            bare[name] = file[name][:]
+        bare["label_start_ix"] = np.ones(len(described["images"]), np.uint32)
+        bare["label_end_ix"] = np.zeros(len(described["images"]), np.uint32)
+    split = ["--input_h5", tmp_path / "bare.h5", "--input_json", tiny_dataset[1], "--split", "val"]
+    for arguments, message in (
+        (["--image_folder", photos, "--references", tmp_path / "other.json"], "no prediction belongs to any reference"),
+        (["--image_folder", photos, "--references", tmp_path / "broken.json"], "is 5"),
+        (["--image_folder", photos, "--references", tmp_path / "gone.json"], "gone.json"),
+        (
+            ["--image_folder", tmp_path / "photos", "--recursive", "--references", tmp_path / "twice.json"],
+            "a second, different caption for image",
+        ),
+        (split, "no known captions"),
+    ):
+        done = command("eval", "--model", model, *CPU, "--language_eval", "--vis_dir", tmp_path / "vis", *arguments)
+        assert done.returncode == 1 and done.stdout == "", done
+        assert message in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "vis").exists()
 
 
 def test_min_confidence_abstains(model, photos, command, tmp_path):
@@ -209,6 +265,29 @@ def test_an_interrupted_run_goes_on(model, photos, command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert resumed.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.journal"))
+
+
+def test_the_loss_of_a_resumed_run_is_that_of_all_images(model, tiny_dataset, command, tmp_path, monkeypatch):
+    h5, described = tiny_dataset
+    argv = ["eval", "--model", model, "--input_h5", h5, "--input_json", described, "--split", "val", *CPU]
+    argv += ["--batch_size", 2, "--num_images", -1, "--vis_dir", "", "--output"]
+    whole = command(*argv, tmp_path / "whole.json")
+    append, calls = Journal.append, []
+
+    def interrupted(*arguments):
+        append(*arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", interrupted)
+        assert command(*argv, tmp_path / "resumed.json").returncode == 130
+    resumed = command(*argv, tmp_path / "resumed.json", "--resume", 1)
+    for line in (r"loss: .*", r"next word: top-1 accuracy .*", r"\d+ images captioned"):
+        told = [re.search(line, done.stdout + done.stderr)[0] for done in (resumed, whole)]
+        assert told[0] == told[1]
+    assert "7 images captioned" in whole.stderr
 
 
 def test_resuming_another_run_is_refused(model, photos, command, tmp_path):

@@ -90,7 +90,7 @@ def test_the_test_run_installs_every_extra():
     assert set(installed[1].split(",")) == extras
 
 
-@pytest.mark.parametrize("script", ["setup", "demo", "test", "check", "sweep", "../.ci/run"])
+@pytest.mark.parametrize("script", ["setup", "demo", "test", "check", "sweep", "fuzz", "../.ci/run"])
 def test_scripts_are_bash_and_can_be_run(script):
     path = ROOT / "scripts" / script
     assert path.stat().st_mode & 0o111

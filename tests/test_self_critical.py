@@ -227,6 +227,7 @@ def test_a_crash_amid_it_costs_nothing(decoder, data, command, tmp_path, monkeyp
     assert "iter 5 (epoch 1.25): reward " in (command("train", *argv, tmp_path / "again").stderr)
 
 
+@pytest.mark.usefixtures("without_java")
 def test_it_raises_the_reward_and_the_score(data, command, tmp_path):
     first = [*data, "--max_iters", 60, "--save_checkpoint_every", 60, "--language_eval", 1]
     assert command("train", *first, "--checkpoint_path", tmp_path / "a").returncode == 0

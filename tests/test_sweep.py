@@ -75,6 +75,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.usefixtures("without_java")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the training in Linux's /proc")
 def test_a_killed_and_a_stopped_sweep_go_on(ranges, command, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other crawl on a busy machine

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
 RUN += ["--seq_per_img", 2, "--losses_log_every", 2, "--val_images_use", -1, "--learning_rate", 0.01]
 RUN += ["--max_iters", 20, "--save_checkpoint_every", 5, "--language_eval", 1, "--tensorboard", 1, "--id", "x"]
@@ -27,6 +29,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
     report = json.loads((folder / "model_idx.json").read_text())
     curves = {"loss/training": report["loss_history"], "loss/validation": report["val_loss_history"]}
+    for name in ("top1", "top5"):
+        curves[f"accuracy/{name}"] = {step: shares[name] for step, shares in report["val_accuracy_history"].items()}
     for name in ("CIDEr", "Bleu_4"):
         curves[f"score/{name}"] = {step: scores[name] for step, scores in report["val_lang_stats_history"].items()}
     return {tag: [(int(k), pytest.approx(v, rel=1e-6)) for k, v in curve.items()] for tag, curve in curves.items()}

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
+from captioner.model.caption_model import build_model
 from captioner.model.checkpoint import load_checkpoint
 from captioner.training.run_files import RunFiles
 
@@ -50,6 +52,12 @@ def uninterrupted(data, command, tmp_path_factory):
     done = command("train", *data, *WHOLE_RUN, "--checkpoint_path", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def without_cnn(data: list) -> list:
+    """The options for a run that starts from a model, which brings its CNN."""
+    place = data.index("--cnn_model")
+    return data[:place] + data[place + 2 :]
 
 
 WHOLE_RUN = ["--max_iters", 24, "--save_checkpoint_every", 8, "--finetune_cnn_after", 12, "--num_workers", 1]
@@ -186,10 +194,94 @@ def test_an_untrained_model_is_never_the_best(data, command, tmp_path):
 
 def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_path):
     start = uninterrupted / "model_id.pt"
-    done = command("train", *data, "--start_from", start, "--max_iters", 0, "--checkpoint_path", tmp_path)
+    argv = ["train", *without_cnn(data), "--start_from", start, "--max_iters", 0, "--checkpoint_path", tmp_path]
+    done = command(*argv)
     assert done.returncode == 0, done.stderr
     assert_same_weights(start, tmp_path / "model_id.pt")
     assert load_checkpoint(tmp_path / "model_id.pt").record.iteration == 0
+
+
+def test_start_from_refuses_what_it_would_ignore(data, uninterrupted, command, tmp_path):
+    argv = [*without_cnn(data), "--start_from", uninterrupted / "model_id.pt", "--max_iters", 0]
+    for option, value, told in (
+        ("--rnn_size", 512, "--rnn_size 512: "),  # the default, but asked for
+        ("--num_layers", 2, "has 1"),
+        ("--input_encoding_size", 8, "has 16"),
+        ("--cnn_layer", "fc7", "has pool5"),
+        ("--cnn_pixels", "torchvision", "has caffe"),
+        ("--cnn_model", "other.pth", "the CNN's weights come from"),
+    ):
+        done = command("train", *argv, option, value, "--checkpoint_path", tmp_path)
+        assert done.returncode == 1 and told in done.stderr.splitlines()[-1], done.stderr
+        assert "leave" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_are_on_disk_as_they_come(uninterrupted, data, command, tmp_path):
+    argv = [sys.executable, "-m", "captioner.cli.train", *data, *WHOLE_RUN, "--resume", "auto"]
+    process = start([*argv, "--checkpoint_path", tmp_path])
+    for line in process.stderr:
+        if line.startswith("iter 5 "):
+            break
+    process.kill()
+    process.communicate()
+    path = tmp_path / "model_id_losses.jsonl"
+    losses = {entry["iter"]: entry["loss"] for entry in map(json.loads, path.read_text().splitlines())}
+    report = json.loads((uninterrupted / "model_id.json").read_text())["loss_history"]
+    assert len(losses) >= 6  # the last validation was at iteration 0
+    assert losses == {int(k): loss for k, loss in report.items() if int(k) < len(losses)}
+    done = command("train", *data, *WHOLE_RUN, "--resume", "auto", "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == (uninterrupted / "model_id_losses.jsonl").read_bytes()  # each of them once
+
+
+def test_pixels_from_data(data, tiny_dataset, command, tmp_path):
+    """A CNN of its own pixels: mean and deviation of the training pictures, and no others."""
+    argv = [*data, "--cnn_pixels", "data", "--max_iters", 1, "--checkpoint_path", tmp_path]
+    done = command("train", *argv)
+    assert done.returncode == 0, done.stderr
+    config = load_checkpoint(tmp_path / "model_id.pt").config
+    with h5py.File(tiny_dataset[0]) as file:
+        pixels = file["images"][:16].transpose(1, 0, 2, 3).reshape(3, -1).astype(float)
+    assert config.pixel_mean == pytest.approx(pixels.mean(1), abs=1e-6)
+    assert config.pixel_std == pytest.approx(pixels.std(1), abs=1e-6)
+    model = build_model(load_checkpoint(tmp_path / "model_id.pt"))
+    grey = torch.full((1, 3, 224, 224), 100, dtype=torch.uint8)
+    wanted = (100 - pixels.mean(1)) / pixels.std(1)
+    assert model.normalise(grey)[0, :, 7, 9].tolist() == pytest.approx(wanted, abs=1e-5)
+    told = command("convert", tmp_path / "model_id.pt", "--inspect").stdout
+    assert "pixels: data: mean (" in told
+    again = command("eval", "--model", tmp_path / "model_id.pt", "--gpuid", -1, "--vis_dir", "", "--split", "val")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.usefixtures("without_java")
+def test_scores_that_cannot_be_computed_are_told_once(data, command, tmp_path):
+    argv = [*data, "--max_iters", 2, "--save_checkpoint_every", 1, "--language_eval", "--checkpoint_path", tmp_path]
+    done = command("train", *argv)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("METEOR skipped because there is no Java") == 1
+
+
+@pytest.mark.usefixtures("java_says_one")
+def test_meteor_is_among_the_scores_of_a_training(data, command, tmp_path):
+    done = command("train", *data, "--max_iters", 1, "--language_eval", "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "model_id.json").read_text())["val_lang_stats_history"]
+    assert [scores["METEOR"] for scores in history.values()] == pytest.approx([1, 1])
+    assert done.stderr.count("SPICE skipped because") == 1
+
+
+def test_each_validation_tells_loss_and_accuracy(data, command, tmp_path):
+    done = command("train", *data, "--max_iters", 2, "--save_checkpoint_every", 1, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(
+        r"validation at iteration (\d+): loss [\d.]+, top-1 accuracy ([\d.]+), top-5 ([\d.]+)", done.stderr
+    )
+    history = json.loads((tmp_path / "model_id.json").read_text())["val_accuracy_history"]
+    assert {k: (float(top1), float(top5)) for k, top1, top5 in found} == {
+        k: (round(shares["top1"], 3), round(shares["top5"], 3)) for k, shares in history.items()
+    }
 
 
 BAD_INPUT = {

@@ -2,6 +2,10 @@
 // speeds in a second file.
 "use strict";
 
+const ACCURACIES = [
+  ["top1", "Top-1 accuracy"],
+  ["top5", "Top-5 accuracy"],
+];
 const paceOf = (source) => source.replace(/\.json$/, "_pace.json");
 
 // text: of the report; pace: of the second file, or null
@@ -21,6 +25,13 @@ function readReport(text, source, pace = null) {
     for (const [name, value] of Object.entries(values)) {
       if (!scores.has(name)) scores.set(name, {});
       scores.get(name)[iteration] = value;
+    }
+  }
+  for (const [iteration, values] of Object.entries(report.val_accuracy_history ?? {})) {
+    if (!isObject(values)) continue;
+    for (const [key, name] of ACCURACIES) {
+      if (!scores.has(name)) scores.set(name, {});
+      scores.get(name)[iteration] = values[key];
     }
   }
   return {

@@ -4,7 +4,7 @@
 const COLOURS = 8; // --run-0 to --run-7 in train.css; further runs start over
 const RELOAD_SECONDS = 30;
 const CAPTIONS_SHOWN = 50;
-const FIRST_SCORES = ["CIDEr", "Bleu_4", "METEOR", "ROUGE_L", "SPICE"];
+const FIRST_SCORES = ["CIDEr", "Bleu_4", "METEOR", "ROUGE_L", "SPICE", "Top-1 accuracy", "Top-5 accuracy"];
 
 const state = { runs: [], visible: new Map() };
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from captioner.cli.options import Parser, add_overwrite, gpu_number, run
-from captioner.errors import InputError
+from captioner.errors import InputError, printable
 from captioner.runtime.outputs import require_output
 from captioner.runtime.quantities import bytes_text
 
@@ -28,14 +28,16 @@ def build_parser() -> Parser:
     )
     p.add_argument("path", help="the file to read")
     p.add_argument(
-        "--output", help="the file to write (default: beside the one read); .safetensors chooses that format"
+        "--output",
+        help="the file to write (default: beside the one read); .safetensors chooses that format; with --inspect: "
+        "F.npz for all that a .t7 holds",
     )
     p.add_argument(
         "--dtype", choices=("float32", "float16", "int8"), default="float32", help="how the weights are stored"
     )
     p.add_argument("--gpuid", type=gpu_number, default=0, help="accepted; without effect here")
     add_overwrite(p)
-    p.add_argument("--inspect", action="store_true", help="print what the file holds, and write nothing")
+    p.add_argument("--inspect", action="store_true", help="print what the file holds; any .t7, too")
     return p
 
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     opt = build_parser().parse_args(argv)
     path, output = Path(opt.path), Path(opt.output) if opt.output else None
     if opt.inspect:
-        return run("caption-convert", lambda: inspect(path))
+        return run("caption-convert", lambda: inspect(path, output))
     return run("caption-convert", lambda: convert(path, output, opt.dtype))
 
 
@@ -75,11 +77,21 @@ def convert(path: Path, output: Path | None, dtype: Literal["float32", "float16"
     print(f"wrote {output}: {dtype}, {size_of(output)} ({output.stat().st_size / path.stat().st_size:.0%})")
 
 
-def inspect(path: Path) -> None:
-    """Print what a file holds, one fact a line."""
+def inspect(path: Path, output: Path | None = None) -> None:
+    """Print what a file holds, one fact a line.
+
+    Args:
+        output: an .npz to write with all that a .t7 holds.
+    """
     kind = kind_of(path)
+    if output and (output.suffix.lower() != ".npz" or kind != "torch7"):
+        raise InputError(
+            f"{output}: --inspect writes what a .t7 holds as .npz", remedy="leave out --output, or --inspect"
+        )
     facts = [("file", f"{path}, {size_of(path)}")]
-    if kind == "caffe":
+    if kind == "torch7":
+        facts += inspect_torch7(path, output)
+    elif kind == "caffe":
         from captioner.convert.caffe import read_caffemodel
 
         facts += [("kind", "VGG16 for Caffe (pixels: caffe)")]
@@ -91,6 +103,26 @@ def inspect(path: Path) -> None:
         facts += [("kind", KIND_NAMES[kind]), *describe_checkpoint(load(path, kind))]
     for name, value in facts:
         print(f"{name}: {value}")
+
+
+def inspect_torch7(path: Path, output: Path | None) -> list[tuple[str, str]]:
+    """Facts about a .t7: a checkpoint's, or the names and kinds of whatever it holds."""
+    from captioner.convert.mapped_file import map_file
+    from captioner.convert.neuraltalk2 import to_checkpoint
+    from captioner.convert.torch7 import parse_torch7
+    from captioner.convert.torch7_listing import described, listing, write_npz
+
+    data = map_file(path)
+    content = parse_torch7(data, str(path))
+    if isinstance(content, dict) and "protos" in content:
+        facts = [("kind", KIND_NAMES["torch7"]), *describe_checkpoint(to_checkpoint(content, str(path), data))]
+    else:
+        facts = [("kind", "data of Torch7"), *((printable(name), described(value)) for name, value in listing(content))]
+    if output:
+        require_output(output, ["arrays"])
+        count = write_npz(output, content, path.stat().st_size)
+        facts.append(("wrote", f"{output}: {count} arrays, {size_of(output)}"))
+    return facts
 
 
 KIND_NAMES = {"torch7": "neuraltalk2 checkpoint of Torch7", "pytorch": "captioner checkpoint"}
@@ -153,7 +185,10 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         ("parameters", f"{parameters:,}"),
         ("encoding size", str(config.encoding_size)),
         ("longest caption", f"{config.max_length} words"),
-        ("pixels", config.cnn_pixels),
+        (
+            "pixels",
+            config.cnn_pixels + (f": mean {config.pixel_mean}, std {config.pixel_std}" if config.pixel_mean else ""),
+        ),
         ("image mode", config.image_mode),
         ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
         ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),

@@ -21,6 +21,7 @@ from captioner.cli.options import (
     flag,
     gpu_number,
     images_at_once,
+    part_of_a_name,
     run,
     seed_number,
     share,
@@ -33,6 +34,7 @@ from captioner.runtime.files import identity_of
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     from captioner.inference.model import Model
     from captioner.inference.sources import Source
+    from captioner.metrics.pairing import Reference
     from captioner.model.checkpoint import Checkpoint
     from captioner.output.sidecars import Sidecars
     from captioner.output.writer import CaptionWriter
@@ -99,7 +101,9 @@ def build_parser() -> Parser:
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
     out.add_argument("--language_eval", type=flag, default="0", help="score against the known captions")
     out.add_argument("--references", default="", help="captions to score a folder against (see caption-score)")
-    out.add_argument("--id", default="evalscript", help="name of this evaluation, in the scores' file name")
+    out.add_argument(
+        "--id", type=part_of_a_name, default="evalscript", help="name of this evaluation: scores go to scores_ID.json"
+    )
     add_shard_options(p)
     machine = p.add_argument_group("machine")
     machine.add_argument("--backend", choices=("cudnn", "nn"), default="cudnn", help="accepted; without effect here")
@@ -139,6 +143,7 @@ def caption(opt: argparse.Namespace) -> None:
     with process_group(device) as processes:
         checkpoints = load_models(opt.model)
         source = None if opt.watch else open_source(opt, checkpoints[0])
+        references = known_captions(opt, source) if opt.language_eval and source is not None else None
         processes.wait()  # all have looked at the files before one of them writes some
         if source is not None and not len(source):
             log.info("every photo has its text file: nothing to do")
@@ -153,9 +158,9 @@ def caption(opt: argparse.Namespace) -> None:
             watch(opt, model, options, batch_size)
             return
         assert source is not None
-        totals = Totals()
         with contextlib.ExitStack() as opened:
-            writer = opened.enter_context(make_writer(opt, source, model)) if processes.is_main else None
+            writer = opened.enter_context(make_writer(opt, source, model, references)) if processes.is_main else None
+            totals = Totals.restored(writer.totals if writer else {})
             first = processes.largest(writer.num_done if writer else 0)
             opened.enter_context(logging_redirect_tqdm())  # a line goes above the bar
             hidden = None if processes.is_main and log.isEnabledFor(logging.INFO) else True  # None: on a terminal
@@ -168,7 +173,8 @@ def caption(opt: argparse.Namespace) -> None:
                     totals.add(part)
                     bar.update(len(part.positions) + len(part.skipped))
                     if writer:
-                        writer.add(part.positions, model.captions_of(part, opt.min_confidence), part.skipped)
+                        captions = model.captions_of(part, opt.min_confidence)
+                        writer.add(part.positions, captions, part.skipped, totals=vars(totals))
             bar.close()
             if writer:
                 writer.finish(totals)
@@ -332,14 +338,21 @@ def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Mod
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 
-def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "CaptionWriter":
+def known_captions(opt: argparse.Namespace, source: "Source") -> "list[Reference]":
+    """What --language_eval scores against: read, and found to belong to the pictures, before the first is decoded."""
+    from captioner.metrics.pairing import read_references, require_references
+
+    references = read_references(opt.references) if opt.references else source.references()
+    require_references(source.info(), references)
+    return references
+
+
+def make_writer(
+    opt: argparse.Namespace, source: "Source", model: "Model", references: "list[Reference] | None" = None
+) -> "CaptionWriter":
     """What is to happen to the captions."""
-    from captioner.metrics.pairing import Reference, read_references
     from captioner.model.checkpoint import BUNDLED_MODEL
     from captioner.output.writer import CaptionWriter, Destinations
-
-    def references() -> list[Reference]:
-        return read_references(opt.references) if opt.references else source.references()
 
     destinations = Destinations(
         output=Path(opt.output) if opt.output not in (None, "", "-") else None,
@@ -361,7 +374,8 @@ def make_writer(opt: argparse.Namespace, source: "Source", model: "Model") -> "C
         destinations,
         run=run,
         resume=opt.resume or opt.watch,
-        references=references if opt.language_eval else None,
+        references=references,
+        name=opt.id,
     )
 
 

@@ -92,6 +92,16 @@ factor = Range(float, 0, 1e38)  # what float32 holds
 positive_factor = Range(float, above=0, most=1e38)
 temperature = Range(float, 1e-4, 1e4)
 exponent = Range(float, 0, 100)
+LONGEST_ID = 100  # bytes
+
+
+def part_of_a_name(text: str) -> str:
+    """An option's value that becomes part of a file's name: --id a/b would fail after hours of work."""
+    if len(os.fsencode(text)) > LONGEST_ID or not text.isprintable() or {"/", "\\"} & set(text):
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} cannot be part of a file's name: at most {LONGEST_ID} bytes, without / or \\"
+        )
+    return text
 
 
 # Options that name one file to write, with what they may replace (for --output by command; nothing named: whatever is
@@ -103,12 +113,14 @@ FILES_TO_WRITE: dict[str, tuple[str, ...]] = {
     "mean_image": ("mean image",),
     "share": ("page",),
     "srt": (),
+    "vtt": (),
+    "jsonl": (),
 }
 OUTPUTS_OF = {
     "caption-prepro": ("check",),
     "caption-eval": ("captions",),
     "caption-score": ("scores", "captions"),
-    "caption-convert": ("model",),
+    "caption-convert": ("model", "arrays"),
 }
 NO_INPUTS = ("resume", "start_from", "id", "query")  # a training keeps the model that it starts from under another name
 ONLY_LOOKED_AT = {"check": ("output_json", "output_h5")}  # a switch, and what is not written with it

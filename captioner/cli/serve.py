@@ -6,11 +6,11 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.cli.options import Parser, Range, add_precision, gpu_number, images_at_once, run, workers
 from captioner.errors import InputError
+from captioner.runtime.files import read_small
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,7 @@ def read_token(token_file: str) -> str:
     if not token_file:
         return os.environ.get(TOKEN_VARIABLE, "").strip()
     try:
-        token = Path(token_file).read_text(encoding="ascii").strip()
+        token = read_small(token_file).decode("ascii").strip()
     except (OSError, UnicodeError) as error:
         raise InputError(f"{token_file}: the token cannot be read ({error})") from error
     if not token or len(token.split()) != 1:

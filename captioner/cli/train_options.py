@@ -16,6 +16,7 @@ from captioner.cli.options import (
     layers,
     never_or_from,
     non_negative,
+    part_of_a_name,
     positive,
     positive_factor,
     proper_share,
@@ -92,7 +93,8 @@ def build_parser() -> Parser:
     model.add_argument(
         "--cnn_pixels",
         choices=PIXELS,
-        help="pixel convention of the weights; by default what the kind of file implies",
+        help="pixel convention of the weights; by default what the kind of file implies; data: mean and standard "
+        "deviation of the training pictures, for a CNN that no others have trained (--cnn_model random)",
     )
     optim = p.add_argument_group("optimisation")
     optim.add_argument("--max_iters", type=never_or_from, help="iterations to run; -1 is forever")
@@ -187,7 +189,7 @@ def build_parser() -> Parser:
     evaluation.add_argument(
         "--tensorboard", type=flag, help="also write curves for TensorBoard, beside the checkpoints"
     )
-    evaluation.add_argument("--id", help="name of this run, part of its file names")
+    evaluation.add_argument("--id", type=part_of_a_name, help="name of this run, part of its file names")
     machine = p.add_argument_group("machine")
     machine.add_argument(
         "--plan",

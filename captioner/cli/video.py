@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.cli.options import (
     Parser,
     Range,
+    add_overwrite,
     add_precision,
     flag,
     gpu_number,
@@ -50,6 +51,7 @@ def build_parser() -> Parser:
     out.add_argument("--jsonl", default="", help="a JSON object per caption, with its times: F.jsonl")
     out.add_argument("--vis_dir", default="", help="folder for a page with one picture a scene (files only)")
     out.add_argument("--show", type=flag, default="0", help="a window; q or Escape closes it")
+    add_overwrite(out)
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this say nothing (0 to 1)")
     scenes = p.add_argument_group("scenes")
     scenes.add_argument("--detect_scenes", type=flag, default="1", help="0: caption a picture every so often instead")

@@ -147,7 +147,7 @@ class PartialPixels:
             return False
         try:
             self.reasons = list(_still_true([json.loads(line) for line in lines[1:]], self.paths))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, RecursionError):
             log.warning("%s is damaged: starting afresh", self.journal_path)
             return False
         self.num_rows = self.reasons.count(None)

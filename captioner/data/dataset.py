@@ -9,9 +9,11 @@ json  ix_to_word {"1": word, ..}, images [{split, file_path?, id?}, ..] in h5 or
 The layout is that of neuraltalk2's prepro.py, so files go both ways.
 """
 
-import json
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import h5py
@@ -21,12 +23,14 @@ from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.images import IMAGE_SIZE
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.runtime.files import protect
+from captioner.runtime.files import protect, read_json
 
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
+MOST_COMPRESSED = 1100  # times smaller than its content: what deflate can do
 IMAGE_OFFSET = 4096  # the pixels begin here: room for the h5 structure, and a page boundary for mapping
 
+_FIELDS = {"file_path": (str, NoneType), "id": (int, str, NoneType), "captions": (list, NoneType)}  # of an image
 _REMEDY = "prepare the dataset with caption-prepro"
 
 
@@ -71,7 +75,7 @@ class Dataset:
         protect(h5_path)
         protect(json_path)
         vocab, info, fingerprint, image_mode = _read_json(json_path)
-        with _open_h5(h5_path) as file:
+        with _open_h5(h5_path) as file, _damage_told(h5_path):
             images = _member(file, h5_path, "images", 4)
             if images.shape[1:] != IMAGE_SHAPE or images.dtype != np.uint8:
                 raise InputError(
@@ -79,9 +83,9 @@ class Dataset:
                     expected=f"uint8 of shape (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE})",
                     remedy=_REMEDY,
                 )
-            labels = _member(file, h5_path, "labels", 2)[:]
-            start_ix = _member(file, h5_path, "label_start_ix", 1)[:]
-            end_ix = _member(file, h5_path, "label_end_ix", 1)[:]
+            labels = _values(file, h5_path, "labels", 2)
+            start_ix = _values(file, h5_path, "label_start_ix", 1)
+            end_ix = _values(file, h5_path, "label_end_ix", 1)
             image_offset = images.id.get_offset() if images.chunks is None else None
             num_images = images.shape[0]
             h5_fingerprint = file.attrs.get("fingerprint")
@@ -181,12 +185,7 @@ class Dataset:
 
 
 def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})", remedy=_REMEDY) from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})", remedy=_REMEDY) from error
+    content = read_json(path, remedy=_REMEDY)
     if not isinstance(content, dict) or "ix_to_word" not in content or not isinstance(content.get("images"), list):
         raise InputError(f"{path}: is not the json of a prepared dataset (no ix_to_word or images)", remedy=_REMEDY)
     tokenizer = content.get("tokenizer", "ascii")  # the original's files do not say
@@ -195,6 +194,11 @@ def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]
     for index, entry in enumerate(info):
         if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
             raise InputError(f"{path}: images[{index}] has no split", expected='{"split": "train", ..}')
+        for name, kinds in _FIELDS.items():
+            if not isinstance(entry.get(name), kinds):
+                raise InputError(
+                    f"{path}: images[{index}]: its {name} is a {type(entry[name]).__name__}", remedy=_REMEDY
+                )
     image_mode = content.get("image_mode", "squash")
     if image_mode not in IMAGE_MODES:
         raise InputError(f"{path}: image_mode is {image_mode!r}", expected=" or ".join(IMAGE_MODES))
@@ -206,7 +210,7 @@ def _open_h5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file", remedy=_REMEDY) from error
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: is not a readable HDF5 file", remedy=_REMEDY) from error
 
 
@@ -221,6 +225,22 @@ def _member(file: h5py.File, path: Path, name: str, dimensions: int) -> h5py.Dat
             remedy=_REMEDY,
         )
     return member
+
+
+def _values(file: h5py.File, path: Path, name: str, dimensions: int) -> np.ndarray:
+    member = _member(file, path, name, dimensions)
+    size = member.size * member.dtype.itemsize
+    if size > MOST_COMPRESSED * path.stat().st_size:  # a damaged size, for which there is no memory
+        raise InputError(f"{path}: {name} claims to have {member.shape} numbers", remedy=_REMEDY)
+    return member[:]
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise InputError(f"{path}: is a damaged HDF5 file ({error})", remedy=_REMEDY) from error
 
 
 def _check_labels(

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from captioner.data.images import read_image, usual_formats
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write, read_small, require_writable_folder
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def read_list(path: Path, taken: dict[str, Item] | None = None, into: str = "", 
         InputError: naming the line at fault.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_small(path).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError:
@@ -331,14 +331,14 @@ def _left_over(part: Path, note: Path) -> tuple[int, str]:
     try:
         validator = json.loads(note.read_text(encoding="utf-8"))
         size = part.stat().st_size
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return 0, ""
-    return (size, validator) if validator else (0, "")
+    return (size, validator) if validator and isinstance(validator, str) else (0, "")
 
 
 def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Limits) -> None:
     announced = response.headers.get("Content-Length", "")
-    expected = start + int(announced) if announced.isdecimal() else None
+    expected = start + int(announced) if announced.isdecimal() and len(announced) < 20 else None
     if expected is not None and expected > limits.max_bytes:
         raise Failure(f"it holds {expected:,} bytes, more than allowed", again=False)
     began, received = time.monotonic(), 0
@@ -401,5 +401,5 @@ def _retry_after(value: str) -> float:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

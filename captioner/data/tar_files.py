@@ -15,6 +15,8 @@ _MAGIC_OFFSET, _MAGIC = 257, b"ustar"  # POSIX and GNU
 
 def is_tar(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an uncompressed tar archive, by its first bytes."""
+    if not os.path.isfile(path):  # to open a pipe would wait for a writer
+        return False
     try:
         with open(path, "rb") as stream:
             stream.seek(_MAGIC_OFFSET)

@@ -13,6 +13,11 @@ def end_id_of(vocab_size: int) -> int:
     return vocab_size + 1
 
 
+def _is_text(word: str) -> bool:
+    """Half characters (JSON's "\\ud83d" alone) are none: no output can carry them."""
+    return word.isascii() or not any("\ud800" <= character <= "\udfff" for character in word)
+
+
 class Vocab:
     """The words a model knows. Ids are 1-based: word k is `words[k - 1]`; 0 is padding, V+1 is START and END.
 
@@ -22,7 +27,7 @@ class Vocab:
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str = "ascii") -> None:
-        if tokenizer not in TOKENIZERS:
+        if not isinstance(tokenizer, str) or tokenizer not in TOKENIZERS:
             raise InputError(f"tokenizer {tokenizer!r} is unknown", expected=" or ".join(TOKENIZERS))
         self.words = tuple(words)
         self.tokenizer = tokenizer
@@ -53,7 +58,7 @@ class Vocab:
         words = []
         for index in range(1, len(mapping) + 1):
             word = mapping.get(str(index))
-            if not isinstance(word, str):
+            if not isinstance(word, str) or not _is_text(word):
                 raise InputError(
                     f"{source}: the vocabulary has no word for id {index} of {len(mapping)}",
                     expected="a word for each id from 1 on",

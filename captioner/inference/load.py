@@ -130,14 +130,17 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
 
 def _ranges_name(model: CaptionModel) -> str:
     """The same for the same convolutions and pixels."""
-    digest = hashlib.blake2b(model.config.cnn_pixels.encode(), digest_size=10)
+    pixels = f"{model.config.cnn_pixels}{model.config.pixel_mean or ''}{model.config.pixel_std or ''}"
+    digest = hashlib.blake2b(pixels.encode(), digest_size=10)
     for weights in model.encoder.features.parameters():
         digest.update(weights.detach().contiguous().numpy().data)
     return f"int8-{digest.hexdigest()}.json"
 
 
 def _stored_ranges(path: Path) -> list[float] | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: measured anew
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError, RecursionError
+    ):  # not there, or damaged: measured anew
         return [float(value) for value in json.loads(path.read_text())["ranges"]]
     return None
 

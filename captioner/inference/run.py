@@ -2,8 +2,8 @@
 
 import collections
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Evaluated:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # unreadable files: name, reason
     loss_sum: float = 0.0  # −Σ log p over the targets, natural logarithm; where captions are known
     num_targets: int = 0
+    num_top1: int = 0  # targets that were the likeliest next word, or among the five likeliest
+    num_top5: int = 0
     heat: list[list[bytes]] = field(default_factory=list)  # per image and word of the best caption, where asked for
     arithmetic: str = ""  # what they were computed with
 
@@ -41,17 +43,38 @@ class Totals:
     num_skipped: int = 0
     loss_sum: float = 0.0
     num_targets: int = 0
+    num_top1: int = 0
+    num_top5: int = 0
+
+    @classmethod
+    def restored(cls, values: Mapping[str, float]) -> "Totals":
+        """Those of an interrupted run, by name; what is not there is 0."""
+        counts = {f.name: f.type(values.get(f.name, 0)) for f in fields(cls) if callable(f.type)}
+        return cls(**counts)
+
+    @classmethod
+    def sum_of(cls, parts: Sequence["Totals"]) -> "Totals":
+        """All parts together."""
+        return cls(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(cls)})
 
     @property
     def loss(self) -> float | None:
         """Mean −log p per target (words and one END per caption); None where no captions are known."""
         return self.loss_sum / self.num_targets if self.num_targets else None
 
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """Part of the targets that were the likeliest next word, and that were among the five likeliest."""
+        targets = max(self.num_targets, 1)
+        return self.num_top1 / targets, self.num_top5 / targets
+
     def add(self, evaluated: Evaluated) -> None:
         self.num_captioned += len(evaluated.positions)
         self.num_skipped += len(evaluated.skipped)
         self.loss_sum += evaluated.loss_sum
         self.num_targets += evaluated.num_targets
+        self.num_top1 += evaluated.num_top1
+        self.num_top5 += evaluated.num_top5
 
 
 def evaluate_batch(
@@ -82,8 +105,10 @@ def _caption_batch(
     evaluated.hypotheses = _search(captioner, encodings, options, [seed + position for position in batch.positions])
     known = batch.captions
     if len(known):
-        loss_sum, num_targets = captioner.models[0].loss_sum(encodings[0], known.image_of_caption, known.labels)
+        model = captioner.models[0]
+        loss_sum, num_targets, found = model.loss_and_hits(encodings[0], known.image_of_caption, known.labels)
         evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
+        evaluated.num_top1, evaluated.num_top5 = found.tolist()
     return evaluated, grid
 
 
@@ -136,6 +161,8 @@ def _join(parts: list[Evaluated]) -> Evaluated:
         skipped=[skipped for part in parts for skipped in part.skipped],
         loss_sum=sum(part.loss_sum for part in parts),
         num_targets=sum(part.num_targets for part in parts),
+        num_top1=sum(part.num_top1 for part in parts),
+        num_top5=sum(part.num_top5 for part in parts),
         heat=[heat for part in parts for heat in part.heat],
         arithmetic=parts[0].arithmetic,
     )

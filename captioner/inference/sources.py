@@ -17,7 +17,7 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.listing import find_in_subfolders, list_images
 from captioner.errors import InputError
 from captioner.metrics.pairing import Reference
-from captioner.runtime.files import identity_of
+from captioner.runtime.files import identity_of, read_json
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class Source(Images, Protocol):
 
     def picture(self, position: int) -> Path | np.ndarray:
         """What the page shows: a file, or uint8 (3, 256, 256)."""
+        ...
+
+    def info(self) -> Iterator[dict[str, Any]]:
+        """What is known of each image: "id", "file_path"."""
         ...
 
     def references(self) -> list[Reference]:
@@ -101,6 +105,9 @@ class FileSource:
             )
         return FileSource(left if limit < 0 else left[:limit], self.keep)
 
+    def info(self) -> Iterator[dict[str, Any]]:
+        return (info for _, info in self.files)
+
     def references(self) -> list[Reference]:
         return []  # files come without captions
 
@@ -136,6 +143,9 @@ class SplitSource:
         if self.image_root and name and (path := Path(self.image_root) / name).is_file():
             return path
         return np.asarray(self.dataset.images[index])
+
+    def info(self) -> Iterator[dict[str, Any]]:
+        return (self.dataset.info[int(index)] for index in self.indices)
 
     def references(self) -> list[Reference]:
         known = []
@@ -178,20 +188,27 @@ def open_coco_list(list_file: str, folder: str, limit: int) -> FileSource:
     Raises:
         InputError: the list cannot be read or has another form.
     """
+    content = read_json(list_file)
     try:
-        entries = json.loads(Path(list_file).read_text(encoding="utf-8"))["images"]
+        entries = content["images"]
         files = [
-            (Path(folder) / entry["file_name"], {"id": entry["id"], "file_path": entry["file_name"]})
+            (Path(folder) / entry["file_name"], {"id": _known_id(entry["id"]), "file_path": entry["file_name"]})
             for entry in (entries if limit < 0 else entries[:limit])
         ]
-    except OSError as error:
-        raise InputError(f"{list_file}: cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{list_file}: not a COCO image list ({type(error).__name__}: {error})",
             expected='{"images": [{"id": .., "file_name": ..}, ..]}',
         ) from error
+    if not files:
+        raise InputError(f"{list_file}: lists no images")
     return FileSource(files)
+
+
+def _known_id(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"the id {value!r}")
+    return value
 
 
 def open_split(dataset: Dataset, split: str, image_root: str, limit: int) -> SplitSource:

@@ -71,6 +71,9 @@ class WatchedFolder:
     def __len__(self) -> int:
         return self._length
 
+    def info(self) -> Iterator[dict[str, Any]]:
+        return (info for _, info in self._files.values())
+
     def batches(
         self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
     ) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ References   [{"image_id" | "id" | "file_path": .., "captions": [".."]}, ..] or 
              Karpathy, tables, Flickr's .token, folders with text files).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -124,6 +124,26 @@ def references_of(records: Iterable[Record], source: str) -> list[Reference]:
     if not references:
         raise InputError(f"{source}: holds no captions")
     return references
+
+
+def require_references(images: Iterable[Mapping[str, object]], references: Sequence[Reference]) -> None:
+    """Make sure that images can be scored, before there are captions of them.
+
+    Args:
+        images: "id" and "file_path" of each, as far as it has them.
+
+    Raises:
+        InputError: no image belongs to any of the references, or two to the same one.
+    """
+    if not references:
+        raise InputError("the images have no known captions", remedy="leave out --language_eval")
+    rows = []
+    for number, image in enumerate(images, start=1):
+        image_id, name = str(image.get("id", number)), str(image.get("file_path") or "") or None
+        # Each with a caption of its own, so that two of one reference are found out.
+        rows.append(Prediction(image_id, name, str(number), name or image_id))
+    if rows:
+        join(rows, references)
 
 
 # Joining. 5 and "5" are one id; a\b.jpg and ./a/b.jpg are one name.

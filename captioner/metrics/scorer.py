@@ -43,6 +43,14 @@ class Scores:
         """Name → N scores, one for each prediction."""
         return {name: measure.per_caption.tolist() for name, measure in self.measures.items()}
 
+    @property
+    def skipped_line(self) -> str:
+        """What could not run, and why, in one line; "" where everything did."""
+        names_of: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            names_of.setdefault(reason, []).append(name)
+        return "; ".join(f"{' and '.join(names)} skipped because {reason}" for reason, names in names_of.items())
+
 
 def score(
     predictions: Sequence[str],

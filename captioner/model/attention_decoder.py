@@ -230,13 +230,21 @@ class AttentionDecoder(nn.Module):
         Returns:
             The sum as a scalar, and the number of targets it is over.
         """
+        output = self.output_of(encodings, image_of_caption, labels)
+        return output_loss(*output, label_smoothing), len(output[-1])
+
+    def output_of(
+        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the loss is of, arguments as there: (P, H) that enters the output layer, its weight (V+1, H) and bias
+        (V+1,), and the targets' columns (P,)."""
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU does not wait at every turn
         rows = RowsOfImages.of(image_of_caption.cpu()[captions.caption], len(encodings)).to(device)
         hidden = self._hidden(encodings, rows, captions.tokens.to(device, non_blocking=True), captions.counts)
         hidden, columns = captions.with_targets(hidden)
         output = self.head(dropout(hidden, self.drop_prob, self.training))
-        return output_loss(output, self.embedding.weight, self.output_bias, columns, label_smoothing), len(columns)
+        return output, self.embedding.weight, self.output_bias, columns
 
     def _hidden(self, encodings: Tensor, rows: RowsOfImages, tokens: Tensor, counts: list[int]) -> Tensor:
         """The states (P, H) of LSTM 2 for tokens (P,), counts[t] of them at step t."""

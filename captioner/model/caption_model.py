@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
 from captioner.data.images import crop
 from captioner.errors import InputError
+from captioner.kernels import output_loss
+from captioner.model.accuracy import hits
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
@@ -23,7 +25,7 @@ class CaptionModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.normalise = Normalise(config.cnn_pixels)
+        self.normalise = Normalise(config.cnn_pixels, config.pixel_mean, config.pixel_std)
         attends = config.decoder == "attention"
         self.encoder = Encoder(
             config.cnn_layer,
@@ -71,6 +73,11 @@ class CaptionModel(nn.Module):
             The sum as a scalar, float32 or wider, and the number of targets it is over.
         """
         return self.decoder.loss_sum(encodings, image_of_caption, labels, label_smoothing)
+
+    def loss_and_hits(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int, Tensor]:
+        """As `loss_sum`, and int64 (2,): how many targets were the likeliest word, and among the five likeliest."""
+        output = self.decoder.output_of(encodings, image_of_caption, labels)
+        return output_loss(*output), len(output[-1]), hits(*output)
 
     def cnn_features(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels to CNN feature: what a CNN that is not trained need compute only once per image and crop.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import warnings
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -93,7 +94,11 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
             f"{path}: checkpoint format {content['format_version']!r}",
             expected=f"format {' or '.join(map(str, FORMAT_VERSIONS))}",
         )
-    content = {"reward_history": {}, **content}  # which files of earlier versions do not have
+    content = {
+        "reward_history": {},
+        "val_accuracy_history": {},
+        **content,
+    }  # which files of earlier versions do not have
     missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
     if missing:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}", remedy="it is damaged or incomplete")
@@ -125,7 +130,9 @@ def load_plain(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: not a file", expected="a .pt file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, about formats that only damaged files have
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise InputError(

@@ -69,6 +69,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss_history": (_is_history, "numbers by iteration"),
     "val_loss_history": (_is_history, "numbers by iteration"),
     "val_lang_stats_history": (_is_scores, "scores by iteration"),
+    "val_accuracy_history": (_is_scores, "accuracies by iteration"),
+    "reward_history": (_is_history, "numbers by iteration"),
     "val_predictions": (
         lambda value: isinstance(value, list) and all(isinstance(row, dict) and _is_plain(row) for row in value),
         "a list of captions",
@@ -130,6 +132,31 @@ def weights_digest(stored: Mapping[str, Any], source: str = "") -> str:
                 raise InputError(f"{source}{name}: not a tensor this version knows how to read")
             digest.update(f"{name} {part} {tensor.dtype} {tuple(tensor.shape)}\0".encode("utf-8", "surrogatepass"))
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def plain_digest(value: Any) -> str:
+    """A digest of lists, tables, plain values and tensors within each other, as they stand in a file."""
+    digest = hashlib.blake2b(digest_size=16)
+
+    def add(item: Any, depth: int = 0) -> None:
+        if depth > DEEPEST:
+            raise InputError("the saved state is nested too deeply", remedy="it is damaged")
+        if isinstance(item, dict):
+            digest.update(b"{%d" % len(item))
+            for key, inner in item.items():
+                add(key, depth + 1)
+                add(inner, depth + 1)
+        elif isinstance(item, list | tuple):
+            digest.update(b"[%d" % len(item))
+            for inner in item:
+                add(inner, depth + 1)
+        elif isinstance(item, Tensor):
+            digest.update(weights_digest({"": item}).encode())
+        else:
+            digest.update(f"{type(item).__name__} {item!r}\0".encode("utf-8", "surrogatepass"))
+
+    add(value)
     return digest.hexdigest()
 
 

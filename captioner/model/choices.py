@@ -1,14 +1,15 @@
 """What a model can be chosen to be, for the shape of models, for training's options and for the commands.
 
 cnn_layer   the image feature: both hidden fully connected layers of VGG16, or its last convolution
-cnn_pixels  the convention that the CNN's weights were trained with: grey levels minus ImageNet's mean, or standardised
+cnn_pixels  the convention that the CNN was trained with: grey levels minus ImageNet's mean, or standardised, by
+            ImageNet's figures or by those of the training pictures themselves
 decoder     the original's language model, which sees the image once, or one that looks at it for every word
 """
 
 from typing import Literal, get_args
 
 CnnLayer = Literal["fc7", "pool5"]
-Pixels = Literal["caffe", "torchvision"]
+Pixels = Literal["caffe", "torchvision", "data"]
 DecoderKind = Literal["lstm", "attention"]
 
 CNN_LAYERS: tuple[CnnLayer, ...] = get_args(CnnLayer)

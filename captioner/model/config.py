@@ -25,14 +25,17 @@ CHOICES = {
 # Fields that version 1 of the checkpoint format did not have; its models have their default values.
 OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_features")
 
+OF_PIXELS = ("pixel_mean", "pixel_std")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to rebuild a model; saved with its weights.
 
-    `image_mode` says what becomes of pictures that are no squares. The last three fields are the attending decoder's:
-    heads, and dropout of the embedded words and of the grid;
-    `drop_prob_lm` is the dropout before the output layer of either decoder.
+    `image_mode` says what becomes of pictures that are no squares. `attention_heads` and the two dropouts after it, of
+    the embedded words and of the grid, are the attending decoder's; `drop_prob_lm` is the dropout before the output
+    layer of either decoder. `pixel_mean` and `pixel_std`, of red, green and blue in grey levels, belong to the pixels
+    "data".
     """
 
     vocab_size: int
@@ -50,17 +53,24 @@ class ModelConfig:
     attention_heads: int = 8
     drop_prob_words: float = 0.3
     drop_prob_features: float = 0.2
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
 
     @property
     def format_version(self) -> int:
         """The first version of the checkpoint format whose readers know this model."""
-        return 1 if self.decoder == "lstm" and self.image_mode == "squash" else 2
+        plain = self.decoder == "lstm" and self.image_mode == "squash" and self.cnn_pixels != "data"
+        return 1 if plain else 2
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint; without what only other decoders have, for older readers' sake."""
         values = {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
         if self.image_mode == "squash":
             del values["image_mode"]  # what files without it mean, those of older versions too
+        for name in OF_PIXELS:
+            values[name] = list(values[name] or ())
+            if self.cnn_pixels != "data":
+                del values[name]
         return {name: value for name, value in values.items() if self.decoder != "lstm" or name not in OF_ATTENTION}
 
     @classmethod
@@ -70,7 +80,7 @@ class ModelConfig:
         Raises:
             InputError: a field is missing, unknown or of the wrong kind.
         """
-        values = {"image_mode": "squash", **values}
+        values = {"image_mode": "squash", **dict.fromkeys(OF_PIXELS), **values}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if "decoder" not in values:
             values = {**{name: fields[name].default for name in OF_ATTENTION}, **values}
@@ -93,9 +103,16 @@ class ModelConfig:
             if type(values[name]) is not int or values[name] < 1:
                 raise InputError(f"{source}: {name} is {values[name]!r}", expected="a positive whole number")
         widths = values["conv_widths"]
-        if not isinstance(widths, list) or len(widths) != len(VGG16_WIDTHS) or any(type(w) is not int for w in widths):
-            raise InputError(f"{source}: conv_widths is {widths!r}", expected=f"{len(VGG16_WIDTHS)} whole numbers")
-        config = cls(**{**values, "conv_widths": tuple(widths)})
+        if (
+            not isinstance(widths, list)
+            or len(widths) != len(VGG16_WIDTHS)
+            or any(type(w) is not int or w < 1 for w in widths)
+        ):
+            raise InputError(
+                f"{source}: conv_widths is {widths!r}", expected=f"{len(VGG16_WIDTHS)} positive whole numbers"
+            )
+        triples = {name: tuple(values[name]) for name in OF_PIXELS if isinstance(values[name], list)}
+        config = cls(**{**values, **triples, "conv_widths": tuple(widths)})
         config.require_sound(f"{source}: ")
         return config
 
@@ -109,6 +126,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise InputError(f"{where}{name} is {value!r}", expected="at least 0 and below 1")
+        for name in OF_PIXELS:
+            value, needed = getattr(self, name), self.cnn_pixels == "data"
+            if (value is not None) is not needed or (needed and not _are_grey_levels(value, name == "pixel_std")):
+                expected = "three numbers up to 255" if needed else f"none for pixels {self.cnn_pixels}"
+                raise InputError(f"{where}{name} is {value!r}", expected=expected)
         if self.decoder == "lstm":
             return
         if self.cnn_layer != "pool5":
@@ -122,3 +144,9 @@ class ModelConfig:
             raise InputError(
                 f"{where}rnn_size {self.rnn_size} is no multiple of the {self.attention_heads} attention heads"
             )
+
+
+def _are_grey_levels(value: object, positive: bool) -> bool:
+    if not isinstance(value, tuple) or len(value) != 3 or any(type(number) not in (int, float) for number in value):
+        return False
+    return all(0 <= number <= 255 and (number > 0 or not positive) for number in value)

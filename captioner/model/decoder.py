@@ -113,6 +113,14 @@ class Decoder(nn.Module):
         Returns:
             The sum as a scalar, and the number of targets it is over.
         """
+        output = self.output_of(encodings, image_of_caption, labels)
+        return output_loss(*output, label_smoothing), len(output[-1])
+
+    def output_of(
+        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the loss is of, arguments as there: (P, H) that enters the output layer, its weight (V+1, H) and bias
+        (V+1,), and the targets' columns (P,)."""
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
         order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
@@ -122,7 +130,7 @@ class Decoder(nn.Module):
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)
         hidden = dropout(hidden, self.drop_prob, self.training)
-        return output_loss(hidden, self.output.weight, self.output.bias, columns, label_smoothing), len(columns)
+        return hidden, self.output.weight, self.output.bias, columns
 
     def pack(self) -> None:
         """Prepare for searches in bfloat16 on a CPU, as PackedLinear describes; only `start` and `step` work then."""

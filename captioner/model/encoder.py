@@ -33,13 +33,15 @@ class Normalise(nn.Module):
     """Bring grey levels to what the weights were trained with.
 
     Args:
-        pixels: "caffe" (0-255 minus the mean) or "torchvision" (0-1, standardised).
+        pixels: "caffe" (0-255 minus the mean), "torchvision" (0-1, standardised) or "data" (standardised by what
+            follows).
+        mean, std: of red, green and blue in grey levels 0-255; for "data".
     """
 
     mean: Tensor
     std: Tensor | None
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
 
         # Buffers, which lie on the model's device: constants made anew for each batch would be uploads. Not in files:
@@ -50,6 +52,10 @@ class Normalise(nn.Module):
         if pixels == "caffe":
             constant("mean", torch.tensor(CAFFE_MEAN, device="cpu"))
             constant("std", None)
+        elif pixels == "data":
+            assert mean and std
+            constant("mean", torch.tensor(mean, dtype=torch.float32, device="cpu"))
+            constant("std", torch.tensor(std, dtype=torch.float32, device="cpu"))
         else:
             constant("mean", 255 * torch.tensor(TORCHVISION_MEAN, device="cpu"))
             constant("std", 255 * torch.tensor(TORCHVISION_STD, device="cpu"))

@@ -20,6 +20,7 @@ class TrainingRecord:
     val_lang_stats_history: dict[int, dict[str, float]] = field(default_factory=dict)
     val_predictions: list[dict[str, Any]] = field(default_factory=list)
     best_score: float | None = None
+    val_accuracy_history: dict[int, dict[str, float]] = field(default_factory=dict)  # "top1", "top5": of the next word
     reward_history: dict[int, float] = field(default_factory=dict)  # of self-critical training
 
 

@@ -9,7 +9,6 @@ The file is index.html with
 import base64
 import html
 import io
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from typing import Any
 from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.page_files import inlined, write_data
-from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write, read_json, require_writable_folder
 from captioner.runtime.quantities import bytes_text
 
 log = logging.getLogger(__name__)
@@ -65,17 +64,14 @@ def write_album(folder: Path, target: Path) -> int:
             stream.write(picture)
         for name in ("scores.json", "about.json"):
             if (folder / name).is_file():
-                write_data(stream, name, json.loads((folder / name).read_text(encoding="utf-8")))
+                write_data(stream, name, read_json(folder / name))
         write_data(stream, "vis.json", rows)
         stream.write(body)
     return target.stat().st_size
 
 
 def _read_rows(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads((folder / "vis.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'vis.json'}: cannot be read ({error})", remedy="run caption-eval first") from error
+    return read_json(folder / "vis.json", remedy="run caption-eval first")
 
 
 def _pictures(folder: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import InputError
 from captioner.metrics.report import worst_by
 from captioner.output.page import VisWriter
 from captioner.output.page_files import copy_page, write_data_script
 from captioner.output.results import write_results
-from captioner.runtime.files import atomic_write
+from captioner.runtime.files import atomic_write, read_json
 
 Scored = tuple[str, Sequence[dict[str, Any]]]  # what the system is called, and its rows with their scores
 
@@ -30,7 +29,7 @@ def write_comparison(folder: Path, systems: Sequence[Scored], references: Sequen
     Raises:
         InputError: a file cannot be written.
     """
-    VisWriter(folder)  # refuses a folder that holds files of others where ours go
+    writer = VisWriter(folder)  # refuses a folder that holds files of others where ours go
     pictures = _pictures(folder)
     by = worst_by(systems[0][1])
     files: list[str] = []
@@ -51,6 +50,7 @@ def write_comparison(folder: Path, systems: Sequence[Scored], references: Sequen
         write_results(folder / files[-1], found)
         write_data_script(folder / files[-1])
     if not (folder / "about.json").exists():
+        writer.about_to_write(["about.json", "about.json.js"])  # ours, when the same is asked for again
         with atomic_write(folder / "about.json", "w", encoding="utf-8") as stream:
             json.dump({"title": "Comparison"}, stream)
         write_data_script(folder / "about.json")
@@ -64,12 +64,7 @@ def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "vis.json"
     if not path.is_file():
         return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error})", remedy="write the page again with caption-eval"
-        ) from error
+    rows = read_json(path, remedy="write the page again with caption-eval")
     found: dict[str, dict[str, Any]] = {}
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and row.get("image"):

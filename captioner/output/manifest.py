@@ -43,7 +43,11 @@ class Manifest:
         for line in lines:
             try:
                 name, mark = json.loads(line)
-            except (ValueError, TypeError):  # the line that a killed run was writing; what it names is refused
+            except (
+                ValueError,
+                TypeError,
+                RecursionError,
+            ):  # the line that a killed run was writing; what it names is refused
                 continue
             if isinstance(name, str) and _NAMES.fullmatch(name):
                 self._known[name] = mark if isinstance(mark, str) else None

@@ -61,6 +61,14 @@ class VisWriter:
         self._manifest.require_ours(name for name in self._fixed_names() if not self._is_page(name))
         self._manifest.require_ours(f"imgs/{name}" for name in sorted(pictures))
 
+    def about_to_write(self, names: Iterable[str]) -> None:
+        """Take note of files that somebody else writes into the folder: they are ours.
+
+        Raises:
+            InputError: the list cannot be written.
+        """
+        self._manifest.about_to_write(names)
+
     def _fixed_names(self) -> list[str]:
         return [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in page_files())]
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias, cast
 
 from captioner.errors import InputError
 from captioner.output.rows import CaptionRow
-from captioner.runtime.files import atomic_write, cannot_write
+from captioner.runtime.files import atomic_write, cannot_write, require_replaceable
 
 Row: TypeAlias = Mapping[str, object]  # one of `captioner.output.rows`
 
@@ -76,7 +77,9 @@ class Journal:
     def __init__(self, path: Path, run: str, resume: bool) -> None:
         self.path, self._header = path, json.dumps({"run": run}) + "\n"
         self.num_done = 0  # images dealt with by the earlier run: captioned or skipped
+        self.totals: dict[str, float] = {}  # what they add up to, by name
         try:
+            require_replaceable(path)  # no pipe, which would never end
             found = _first_line(path) if path.exists() else b""
             if found and not found.startswith(b'{"run": '):
                 raise InputError(f"{path}: exists, and is no journal of this program", remedy="move it away")
@@ -97,38 +100,44 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break  # the run was killed while writing it
                 entry = self._entry(line, number)
-                if number == 1 and entry != {"run": run}:
+                if number == 1 and entry.get("run") != run:
                     raise InputError(
                         f"{self.path}: belongs to a run with another model, other options or other images",
                         remedy="repeat that command line, or start anew without --resume",
                     )
                 if number == 1 or "num_done" in entry:
                     whole = size
-                    self.num_done = entry.get("num_done", 0)
+                    self.num_done, self.totals = entry.get("num_done", 0), entry.get("totals", {})
             stream.truncate(whole)
 
     def _entry(self, line: bytes, number: int) -> dict[str, Any]:
-        """What a whole line says: {"run": ..}, {"row": ..} or {"num_done": ..}."""
+        """What a whole line says: {"run": ..}, {"row": ..} or {"num_done": .., "totals": ..}."""
         try:
             entry = json.loads(line)
+            totals = entry.pop("totals", {})  # which earlier versions did not write
             ((key, value),) = entry.items()
+            entry["totals"] = totals
             sound = {
                 "run": lambda: number == 1,
                 "row": lambda: isinstance(value["caption"], str) and isinstance(value["image_id"], int | str | None),
                 "num_done": lambda: type(value) is int and value >= self.num_done,
-            }[key]()
+            }[key]() and all(type(number) in (int, float) and 0 <= number < math.inf for number in totals.values())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise InputError(f"{self.path}: line {number} is damaged", remedy="start anew without --resume")
         return entry
 
-    def append(self, rows: Iterable[CaptionRow], num_done: int) -> None:
-        """Add the rows of a batch, after which `num_done` images of the run are dealt with."""
+    def append(self, rows: Iterable[CaptionRow], num_done: int, totals: Mapping[str, float] | None = None) -> None:
+        """Add the rows of a batch, after which `num_done` images of the run are dealt with.
+
+        Args:
+            totals: what they all add up to, by name: for the run that goes on.
+        """
         try:
             for row in rows:
                 self._stream.write(json.dumps({"row": row}, ensure_ascii=False) + "\n")
-            self._stream.write(json.dumps({"num_done": num_done}) + "\n")
+            self._stream.write(json.dumps({"num_done": num_done, "totals": dict(totals or {})}) + "\n")
             self._stream.flush()
         except OSError as error:
             raise cannot_write(self.path, error) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, require_replaceable
+from captioner.runtime.files import atomic_write, read_small, require_replaceable
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Sidecars:
     def is_captioned(self, photo: Path) -> bool:
         """Whether the photo's text file is there, with text in it."""
         try:
-            return self.path_of(photo).read_bytes().strip() != b""
+            return read_small(self.path_of(photo)).strip() != b""
         except OSError:
             return False
 
@@ -62,7 +62,7 @@ class Sidecars:
                 log.warning("kept %s, which exists (--overwrite 1 replaces it)", path)
                 return
             try:
-                there = path.read_text(encoding="utf-8").splitlines()
+                there = read_small(path).decode("utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 log.warning("kept %s, which is no UTF-8 text (%s)", path, error)
                 return

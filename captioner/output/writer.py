@@ -13,20 +13,27 @@ from tqdm import tqdm
 
 from captioner.errors import InputError, printable
 from captioner.inference.caption import Caption
-from captioner.metrics import score
+from captioner.metrics import METRICS, score
+from captioner.metrics.diversity import diversity
 from captioner.metrics.pairing import Prediction, Reference, join
+from captioner.metrics.report import as_json
+from captioner.metrics.significance import NUM_BOOTSTRAP, bootstrap_intervals
 from captioner.output.album import require_album, write_album
 from captioner.output.page import VisWriter
 from captioner.output.results import Journal, require_known_suffix, write_results
 from captioner.output.rows import CaptionRow, caption_row
 from captioner.output.sidecars import Sidecars
-from captioner.runtime.files import require_writable_folder
+from captioner.runtime.files import atomic_write, require_writable_folder
 from captioner.runtime.locks import sole_run
+from captioner.runtime.outputs import require_output
 from captioner.runtime.quantities import bytes_text
 
 if TYPE_CHECKING:
     from captioner.inference.run import Totals
     from captioner.inference.sources import Source
+
+ACCURACY = "next word: top-1 accuracy {:.4f}, top-5 {:.4f}"
+BOOTSTRAP_SEED = 123  # that of caption-score
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +71,7 @@ class CaptionWriter:
         run: what makes this run the same as an earlier one: model, options, list of images.
         resume: go on with that run's journal.
         references: known captions to score against; None: no scores.
+        name: of this evaluation; with `references` its scores are kept in scores_NAME.json beside the results.
 
     Raises:
         InputError: something cannot be written, or the journal belongs to a different run.
@@ -76,13 +84,15 @@ class CaptionWriter:
         *,
         run: str,
         resume: bool,
-        references: Callable[[], list[Reference]] | None,
+        references: Sequence[Reference] | None,
+        name: str = "",
     ) -> None:
         self.source, self.to, self.references = source, destinations, references
         if self.to.output:
             require_known_suffix(self.to.output)
         if self.to.album:
             require_album(self.to.album, len(source))
+        self.scores_file = self._place_of_scores(name) if references is not None else None
         with contextlib.ExitStack() as held:
             journal_path = None
             if self.to.page:
@@ -96,9 +106,18 @@ class CaptionWriter:
             self.journal = Journal(journal_path, run, resume) if journal_path else None
             self._held = held.pop_all()
         self.num_done = self.journal.num_done if self.journal else 0
+        self.totals = self.journal.totals if self.journal else {}
         if self.num_done:
             log.info("going on after %d of %d images", self.num_done, max(self.num_done, len(source)))
         self.to_score: list[CaptionRow] = list(self.journal.rows()) if self.journal and references else []
+
+    def _place_of_scores(self, name: str) -> Path | None:
+        beside = self.to.output.parent if self.to.output else self.to.page
+        if beside is None:
+            return None
+        path = beside / f"scores_{name}.json"
+        require_output(path, ["scores"])
+        return path
 
     def __enter__(self) -> "CaptionWriter":
         return self
@@ -114,6 +133,7 @@ class CaptionWriter:
         captions: Sequence[Caption],
         skipped: Sequence[tuple[str, str]] = (),
         modified: Sequence[float] = (),
+        totals: Mapping[str, float] | None = None,
     ) -> None:
         """Take the captions of a batch.
 
@@ -122,6 +142,7 @@ class CaptionWriter:
             captions: of these images.
             skipped: files that could not be read: name, reason.
             modified: when the images' files were last changed, if that is to be kept.
+            totals: what the run adds up to with this batch, for the one that may have to go on.
         """
         for name, reason in skipped:
             log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
@@ -145,7 +166,7 @@ class CaptionWriter:
         if self.references:
             self.to_score += rows
         if self.journal:
-            self.journal.append(rows, self.num_done)
+            self.journal.append(rows, self.num_done, totals)
 
     def finish(self, totals: "Totals") -> None:
         """Write the result file and the page, and report loss and scores.
@@ -157,7 +178,7 @@ class CaptionWriter:
             if self.journal:
                 self.journal.remove()  # there is nothing to go on from
             raise InputError(f"none of the {self.num_done} pictures could be read", remedy="see the lines above")
-        scores = self._score(self.references()) if self.references else {}
+        scores = self._score(self.references) if self.references else {}
         if self.journal:
             self._write(self.journal.rows, scores)
             if self.to.output:
@@ -170,13 +191,15 @@ class CaptionWriter:
             self.journal.remove()
         skipped = f", {totals.num_skipped} skipped" if totals.num_skipped else ""
         log.info("%d images captioned%s", totals.num_captioned, skipped)
-        measured = [] if totals.loss is None else [f"loss: {totals.loss:.6f}"]
+        measured = [] if totals.loss is None else [f"loss: {totals.loss:.6f}", ACCURACY.format(*totals.accuracy)]
         measured += ["  ".join(f"{name} {value:.4f}" for name, value in scores.items())] if scores else []
         for line in measured:
             if self.to.rows_to_stdout:
                 log.info("%s", line)  # stdout has rows, and nothing else
             else:
                 print(line, flush=True)
+        if scores and self.scores_file:
+            log.info("scores: %s", self.scores_file)
 
     def publish(self) -> None:
         """Write the result file and the page as far as they have come; a file's last caption counts.
@@ -196,13 +219,20 @@ class CaptionWriter:
             about = {**self.to.about, "date": datetime.now().astimezone().isoformat(timespec="seconds")}
             self.page.finish(rows(), scores, about | {"pictures": self.to.copy_pictures})
 
-    def _score(self, references: list[Reference]) -> dict[str, float]:
-        """coco-caption's scores of what was captioned; images without known captions are left out."""
+    def _score(self, references: Sequence[Reference]) -> dict[str, float]:
+        """coco-caption's scores of what was captioned, as far as they can be computed here; images without known
+        captions are left out."""
         predictions = [Prediction(row["image_id"], row["file_name"], row["caption"], "") for row in self.to_score]
         joined = join(predictions, references)
         if joined.unmatched_predictions:
             log.info("%d images have no known captions and are not scored", len(joined.unmatched_predictions))
-        scores = score([one.caption for one, _ in joined.pairs], [known.captions for _, known in joined.pairs])
-        for name, reason in scores.skipped.items():
-            log.warning("%s skipped because %s", name, reason)
+        said, known = [one.caption for one, _ in joined.pairs], [one.captions for _, one in joined.pairs]
+        scores = score(said, known, metrics=METRICS)
+        if scores.skipped:
+            log.warning("%s", scores.skipped_line)
+        if self.scores_file:
+            intervals = bootstrap_intervals(scores.measures, num_samples=NUM_BOOTSTRAP, seed=BOOTSTRAP_SEED)
+            described = as_json(joined, scores, intervals, diversity(scores.tokenised, None))
+            with atomic_write(self.scores_file, "w", encoding="utf-8") as stream:
+                json.dump(described, stream, ensure_ascii=False, indent=1)
         return scores.corpus

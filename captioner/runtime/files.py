@@ -1,6 +1,8 @@
 """Files are written whole or not at all: a temporary name in the same folder, sync, rename."""
 
 import contextlib
+import errno
+import json
 import os
 import re
 import stat
@@ -12,7 +14,9 @@ from typing import IO, Any
 from captioner.errors import InputError
 
 _PICTURES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|.{4}ftyp", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*"
+    rb"|.{4}ftyp(?:hei[cxms]|hev[cmx]|mif1|msf1|avi[fs]|crx )",  # other files of this make are films
+    re.DOTALL,
 )
 _inputs: dict[tuple[int, int], str] = {}  # of the running command: device and number of the file, and its name
 _TEMPORARY = re.compile(r"(\..+\.)[a-z0-9_]{8}\.tmp")  # as mkstemp makes them
@@ -146,6 +150,38 @@ def require_writable_folder(folder: str | Path, purpose: str) -> Path:
     return folder
 
 
+def read_small(path: str | Path) -> bytes:
+    """The bytes of a regular file. To open a pipe would wait for a writer, and some devices never end.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device", str(path))
+    return Path(path).read_bytes()
+
+
+def read_json(path: str | Path, what: str = "", remedy: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        what: such a file is, for messages.
+        remedy: what to do about it.
+
+    Raises:
+        InputError: it cannot be read, or is damaged: no UTF-8, no JSON, or nested too deeply.
+    """
+    name = f"{path}: {what}" if what else str(path)
+    try:
+        return json.loads(read_small(path).decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror or error})", remedy=remedy) from error
+    except ValueError as error:
+        raise InputError(f"{name} is not JSON ({error})", remedy=remedy) from error
+    except RecursionError:
+        raise InputError(f"{name} is nested too deeply", remedy=remedy) from None
+
+
 def identity_of(path: str | Path) -> str:
     """The same for the same file with the same content, as far as its place, size and time tell."""
     place = os.path.realpath(path)
@@ -172,7 +208,10 @@ def _umask() -> int:
 
 def cache_folder() -> Path:
     """Where things are kept that can be made again (XDG base directories); it need not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "captioner"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "captioner"
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir()) / "captioner"
 
 
 def protect(path: str | Path) -> None:

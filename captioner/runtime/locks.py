@@ -92,7 +92,7 @@ def _remove_if_dead(path: Path, temporary: str, what: str) -> None:
         holder = json.loads(content)
         alive = _is_alive(holder, age)
         who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # no lock of ours, or one of a full disk
+    except (ValueError, KeyError, TypeError, RecursionError):  # no lock of ours, or one of a full disk
         alive, who = age < DEAD_AFTER_SECONDS, "an unknown process"
     if alive:
         raise InputError(

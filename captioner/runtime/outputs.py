@@ -31,6 +31,8 @@ _MARKS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
 
 _MODEL_WORDS = ((b"format_version", b"state_dict"), (b"_metadata", b"pixels"))  # of checkpoints, of weights alone
 
+ARRAYS_MARK = b"arrays of caption-convert"  # the comment of archives of arrays, .npz
+
 _outputs: dict[str, "Output"] = {}  # by the running command's options that name a file to write
 _overwrite = False
 
@@ -110,7 +112,7 @@ def kind_of(path: str | Path) -> str | None:
     if not head:
         return "captions"
     if head.startswith(b"PK\x03\x04"):
-        return "model" if _is_model(path) else None
+        return "model" if _is_model(path) else "arrays" if tail.endswith(ARRAYS_MARK) else None
     for kind, begin_, marks in _MARKS:
         if re.match(begin_, head, re.DOTALL) and all(mark in head or mark in tail for mark in marks):
             return kind

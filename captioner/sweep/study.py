@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from captioner.errors import InputError
+from captioner.runtime.files import read_small
 
 if TYPE_CHECKING:  # an extra, imported late
     import optuna
@@ -96,7 +97,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         except ImportError as error:
             raise _missing("tomli") from error
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
+        return toml.loads(read_small(path).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:

@@ -33,6 +33,7 @@ from captioner.data.batches import dataset_batches
 from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
 from captioner.data.images import CENTRE_OFFSET, MAX_CROP_OFFSET
+from captioner.data.pixel_digest import pixel_digest
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.encoder import LAST_BLOCK
@@ -43,7 +44,6 @@ from captioner.training.options import CacheType
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-SAMPLED_IMAGES = 1000
 SCALE_IMAGES = 64  # whose largest values say what 255 means
 ABOVE_SAMPLED = 1.2  # roots of other images may be so much larger than theirs before they are cut off
 
@@ -132,14 +132,26 @@ def cached_features(
     else:
         log.info("features: computing %d images × %d view(s) into %s", shape[0], shape[1], path)
         _compute(path, model, dataset, form, device, dtype, num_workers)
+    values, scale = open_cache(path, shape, kind)
+    return CachedFeatures(values, scale, form.crops)
+
+
+def open_cache(path: Path, shape: tuple[int, ...], kind: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values in a cache file, memory-mapped, and their scales if they are uint8.
+
+    Raises:
+        InputError: it holds something else.
+    """
     try:
         values = np.load(path, mmap_mode="r")
+        if not isinstance(values, np.ndarray):
+            raise ValueError("an archive")
         scale = _read_scale(path, values) if kind == np.uint8 else None
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy reads the header as Python: a damaged one raises many kinds
         raise InputError(f"{path}: not a feature cache, or a damaged one", remedy="delete it and run again") from error
     if values.shape != shape or values.dtype != kind:
         raise InputError(f"{path}: holds {values.dtype} {values.shape}", expected=f"{kind} {shape}", remedy="delete it")
-    return CachedFeatures(values, scale, form.crops)
+    return values, scale
 
 
 def stand_in_features(images: int, form: CacheForm, model: CaptionModel) -> CachedFeatures:
@@ -256,6 +268,7 @@ def _digest(model: CaptionModel, dataset: Dataset, form: CacheForm, dtype: torch
     digest = hashlib.blake2b(digest_size=10)
     config = model.config
     recipe = [config.cnn_layer, config.cnn_pixels, crop_offsets(form.crops), str(dtype), len(dataset.info)]
+    recipe += [config.pixel_mean, config.pixel_std] if config.pixel_mean else []
     if (form.mirrored, form.last_block, form.kind) != (False, False, "auto"):
         recipe += [form.mirrored, form.last_block, form.dtype(model).name]  # older files have none of it in their names
     digest.update(json.dumps(recipe).encode())
@@ -265,8 +278,5 @@ def _digest(model: CaptionModel, dataset: Dataset, form: CacheForm, dtype: torch
         for name, tensor in module.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    # Reading all of COCO's pixels to name a file would outlast an epoch; a spread sample tells data sets apart.
-    step = max(1, len(dataset.info) // SAMPLED_IMAGES)
-    for index in range(0, len(dataset.info), step):
-        digest.update(np.ascontiguousarray(dataset.images[index]).tobytes())
+    digest.update(pixel_digest(dataset).encode())
     return digest.hexdigest()

@@ -225,6 +225,8 @@ def warn_of_pixels(model: CaptionModel, images: Tensor) -> None:
         )
         return
     pixels, features = model.config.cnn_pixels, model.encoder.features
+    if pixels == "data":
+        return  # what the user asks for; such weights are random, or the user's own
     values = model.normalise(crop(images.to(next(features.parameters()).device)))
     of_photos = features(values).mean(dim=(2, 3))  # (N, C)
     of_mean = features(torch.zeros_like(values[:1])).mean(dim=(2, 3))

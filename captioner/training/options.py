@@ -168,6 +168,8 @@ class TrainingOptions:
         for name in ("grad_clip", "learning_rate", "cnn_learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} is {getattr(self, name)}", expected="a number above 0")
+        if {"/", "\\", "\0"} & set(self.id):
+            raise InputError(f"--id {self.id!r} cannot be part of a file's name", remedy="leave out / and \\")
         if self.cnn_proto:
             log.info("--cnn_proto is not needed: the layers of VGG16 are known")
 
@@ -207,6 +209,7 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
             raise InputError(
                 "--stages needs a recipe", expected=f"--preset {'|'.join(PRESETS)}", remedy="or leave --stages out"
             )
+        _require_no_cnn(asked.start_from, given)
         return [asked]
     if asked.preset not in PRESETS or asked.stages not in (None, *STAGE_LISTS):
         raise InputError(
@@ -231,6 +234,7 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
             if values["cache_features"] == 0:
                 own["cache_features"] = 0
         stages.append(TrainingOptions.of({**values, **own, "stage": number}))
+    _require_no_cnn(stages[0].start_from, given)
     return stages
 
 
@@ -239,3 +243,11 @@ def stage_numbers(options: TrainingOptions) -> list[int]:
     if options.stages:
         return [int(number) for number in options.stages.split(",")]
     return sorted(PRESETS[options.preset or ""])
+
+
+def _require_no_cnn(start_from: str, given: Mapping[str, Any]) -> None:
+    if start_from and given.get("cnn_model"):
+        raise InputError(
+            f"--cnn_model {given['cnn_model']}: the CNN's weights come from {start_from} (--start_from)",
+            remedy="leave one of them out",
+        )

@@ -8,6 +8,7 @@ import torch
 
 from captioner.errors import InputError
 from captioner.model.checkpoint import Checkpoint, from_plain, load_plain, to_plain
+from captioner.model.checkpoint_fields import plain_digest
 from captioner.runtime.files import atomic_write
 
 
@@ -33,6 +34,7 @@ def save_resume_state(path: str | Path, state: ResumeState) -> None:
         **to_plain(state.checkpoint, "float32"),
         "optimizers": state.optimizers,
         "first_loss": state.first_loss,
+        "optimizers_digest": plain_digest(state.optimizers),
     }
     with atomic_write(path) as stream:
         torch.save(content, stream)
@@ -50,4 +52,8 @@ def load_resume_state(path: str | Path) -> ResumeState:
         raise InputError(
             f"{path}: holds no resume state", remedy="name a run's …_resume.pt, or use --start_from for weights alone"
         )
+    optimizers = content["optimizers"]
+    digest = plain_digest(optimizers)
+    if not isinstance(optimizers, dict) or content.get("optimizers_digest", digest) != digest:  # older files have none
+        raise InputError(f"{path}: its optimisers' state is not what was saved", remedy="it is damaged: take a copy")
     return ResumeState(from_plain(content, path), content["optimizers"], content["first_loss"])

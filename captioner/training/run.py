@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from captioner.training.health_checks import LossMonitor, LossTrend, warn_of_pix
 from captioner.training.optim import reductions_on_plateau, schedule_factor
 from captioner.training.options import TrainingOptions, stages_of
 from captioner.training.resume import ResumeState, load_resume_state
-from captioner.training.run_files import Pace, Progress
+from captioner.training.run_files import LossFile, Pace, Progress
 from captioner.training.self_critical import SelfCritical
 from captioner.training.setup import (
     augmentation_of,
@@ -100,7 +100,7 @@ def train(**options: Any) -> TrainingResult:
     ):
         for stage in _stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
-            signal = _train_stage(stage, device, processes, lambda: stop.signal if stop else 0)
+            signal = _train_stage(stage, device, processes, lambda: stop.signal if stop else 0, options.keys())
             if signal:
                 break
     files = files_of(stage)
@@ -128,10 +128,14 @@ def _stages_to_do(stages: list[TrainingOptions]) -> list[TrainingOptions]:
 
 
 def _train_stage(
-    options: TrainingOptions, device: torch.device, processes: Processes, stop_signal: Callable[[], int]
+    options: TrainingOptions,
+    device: torch.device,
+    processes: Processes,
+    stop_signal: Callable[[], int],
+    given: Collection[str],
 ) -> int:
     """Train, resumable at any time; returns the number of the signal that asked to stop, else 0."""
-    run = open_run(options, device, processes, stop_signal)
+    run = open_run(options, device, processes, stop_signal, given)
     if run is None:
         return 0
     signal = loop.train(run)
@@ -144,9 +148,16 @@ def _train_stage(
 
 
 def open_run(
-    options: TrainingOptions, device: torch.device, processes: Processes, stop_signal: Callable[[], int]
+    options: TrainingOptions,
+    device: torch.device,
+    processes: Processes,
+    stop_signal: Callable[[], int],
+    given: Collection[str] = (),
 ) -> loop.TrainingRun | None:
     """All that a run consists of, new or resumed; None if it is done already.
+
+    Args:
+        given: the options that the user named, of whatever value.
 
     Raises:
         InputError: data, weights or state do not fit, or nothing can be written.
@@ -161,7 +172,7 @@ def open_run(
     images_per_epoch = len(EpochOrder(indices, seed=options.seed, shuffle=options.shuffle, weights=weights))
     last = last_iteration(options, images_per_epoch)
     resumed = _find_resume_state(options, files.resume)
-    start = resumed.checkpoint if resumed else fresh_checkpoint(options, dataset)
+    start = resumed.checkpoint if resumed else fresh_checkpoint(options, dataset, given)
     record = start.record
     require_matching(start, dataset, options)
     if last is not None and record.iteration >= last and record.iteration in record.val_loss_history:
@@ -214,6 +225,7 @@ def open_run(
     first_loss = resumed.first_loss if resumed else None
     events = EventLog(files.events, record) if options.tensorboard and processes.is_main else None
     pace = Pace(files.pace, record.iteration) if resumed else Pace()
+    losses = LossFile(files.losses, record) if options.losses_log_every and processes.is_main else None
     log.info("%s", _summary(trainer, dataset, len(indices)))
     return loop.TrainingRun(
         options=options,
@@ -234,7 +246,7 @@ def open_run(
         ),
         validate=validate,
         monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
-        progress=Progress(images_per_epoch, options.batch_size, pace, events),
+        progress=Progress(images_per_epoch, options.batch_size, pace, events, losses),
         files=files,
         events=events,
         stop_signal=stop_signal,

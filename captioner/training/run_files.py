@@ -14,7 +14,7 @@ from typing import Any
 from captioner.data.batch import Batch
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from captioner.output.training_page import write_training_page
-from captioner.runtime.files import atomic_write
+from captioner.runtime.files import atomic_write, cannot_write
 from captioner.training.resume import ResumeState, save_resume_state
 from captioner.training.tensorboard import EventLog
 
@@ -39,6 +39,7 @@ class RunFiles:
         self.report = folder / f"model_id{run_id}.json"
         self.pace = folder / f"model_id{run_id}_pace.json"
         self.page = folder / f"model_id{run_id}.html"
+        self.losses = folder / f"model_id{run_id}_losses.jsonl"
         self.events = folder / f"model_id{run_id}_tensorboard"
         self._state_saved_at = time.monotonic()
 
@@ -47,7 +48,8 @@ class RunFiles:
 
         Its files become …previous…, …previous2… and so on; those of one run have the same number.
         """
-        files = [path for path in (self.best, self.last, self.resume, self.report, self.pace) if os.path.lexists(path)]
+        ours = (self.best, self.last, self.resume, self.report, self.pace, self.losses)
+        files = [path for path in ours if os.path.lexists(path)]
         for number in itertools.count(1):
             word = f"previous{number}" if number > 1 else "previous"
             aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
@@ -118,7 +120,7 @@ class Pace:
             content = json.loads(earlier.read_text(encoding="utf-8"))
             for name, history in vars(self).items():
                 history.update({int(k): float(v) for k, v in content[name].items() if int(k) < iteration})
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             log.info("%s: cannot be read (%s): these curves begin anew", earlier.name, error)
 
     def write(self, path: Path) -> None:
@@ -131,16 +133,55 @@ class Pace:
             json.dump(vars(self), stream)
 
 
+class LossFile:
+    """The logged losses on disk as they come, as JSON lines: the report, which has them too, waits for a validation.
+
+    Args:
+        record: where the run stands; what a killed run wrote beyond that comes again.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, record: TrainingRecord) -> None:
+        self.path = path
+        past = [("loss", item) for item in record.loss_history.items()]
+        past += [("reward", item) for item in record.reward_history.items()]
+        with atomic_write(path, "w") as stream:
+            stream.writelines(_loss_line(i, name, value) for name, (i, value) in sorted(past, key=lambda one: one[1]))
+
+    def add(self, iteration: int, name: str, value: float) -> None:
+        """Append an iteration's loss, or its reward; `name` says which."""
+        try:
+            with self.path.open("a", encoding="ascii") as stream:
+                stream.write(_loss_line(iteration, name, value))
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def _loss_line(iteration: int, name: str, value: float) -> str:
+    return json.dumps({"iter": iteration, name: value}) + "\n"
+
+
 class Progress:
     """Log lines with the speed since the last one and how much of the time went into waiting for data.
 
     Args:
         pace: takes learning rates and speeds.
         events: takes the losses too.
+        losses: so does this.
     """
 
-    def __init__(self, images_per_epoch: int, batch_size: int, pace: Pace, events: EventLog | None = None) -> None:
-        self.images_per_epoch, self.batch_size, self.pace, self.events = images_per_epoch, batch_size, pace, events
+    def __init__(
+        self,
+        images_per_epoch: int,
+        batch_size: int,
+        pace: Pace,
+        events: EventLog | None = None,
+        losses: LossFile | None = None,
+    ) -> None:
+        self.images_per_epoch, self.batch_size, self.pace = images_per_epoch, batch_size, pace
+        self.events, self.losses = events, losses
         self._since, self._iteration, self._waited = time.monotonic(), -1, 0.0
 
     def next(self, stream: Iterator[Batch]) -> Batch:
@@ -152,10 +193,12 @@ class Progress:
 
     def report(self, iteration: int, name: str, value: float, learning_rate: float) -> None:
         """Log an iteration's loss, or its reward; `name` says which."""
+        if self.losses:
+            self.losses.add(iteration, name, value)
         if self.events:
             self.events.training(iteration, name, value)
         now = time.monotonic()
-        seconds, iterations = now - self._since, iteration - self._iteration
+        seconds, iterations = max(now - self._since, 1e-9), iteration - self._iteration  # clocks may be coarse
         waiting = self._waited / seconds
         self.pace.learning_rate[iteration] = learning_rate
         self.pace.iterations_per_second[iteration] = iterations / seconds
@@ -182,6 +225,7 @@ def write_report(path: str | Path, record: TrainingRecord) -> None:
         "iter": record.iteration,
         "loss_history": record.loss_history,
         "val_loss_history": record.val_loss_history,
+        "val_accuracy_history": record.val_accuracy_history,
         "val_lang_stats_history": record.val_lang_stats_history,
         "val_predictions": record.val_predictions,
     }

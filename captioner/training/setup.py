@@ -1,7 +1,9 @@
 """The parts of a training run, made as its options say."""
 
 import dataclasses
+import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from captioner.data.augmentation import Augmentation
 from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import weights_by_source
+from captioner.data.pixel_statistics import PixelStatistics
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
@@ -26,6 +29,12 @@ from captioner.training.options import TrainingOptions, stage_numbers
 from captioner.training.run_files import RunFiles
 from captioner.training.trainer import Rule, Trainer
 
+log = logging.getLogger(__name__)
+
+OF_THE_SHAPE = {
+    "rnn_size", "num_layers", "input_encoding_size", "attention_heads", "cnn_layer", "cnn_pixels"
+}  # fmt: skip
+PIXEL_PICTURES = 10_000  # tell mean and deviation to a fraction of a grey level
 GRID_PHOTOS = 32  # that the scales of a new attending model are fitted to
 
 
@@ -57,8 +66,12 @@ def validation_images(options: TrainingOptions, dataset: Dataset) -> np.ndarray:
     return indices if options.val_images_use < 0 else indices[: options.val_images_use]
 
 
-def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
-    """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest."""
+def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collection[str] = ()) -> Checkpoint:
+    """A new run: weights from --start_from, or VGG16's for the CNN and random ones for the rest.
+
+    Args:
+        given: the options that the user named; none of them may ask for another shape than --start_from brings.
+    """
     record = TrainingRecord(opt=dataclasses.asdict(options))
     if options.start_from:
         if options.stage and options.start_from != "bundled" and not Path(options.start_from).exists():
@@ -72,6 +85,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
                 f"--decoder attention: {options.start_from} has the decoder {start.config.decoder}",
                 remedy="leave --decoder out to train that one, or leave --start_from out",
             )
+        _require_its_shape(options, start.config, given)
         # The original's number format is for imported weights as they are.
         decoding = {name: value for name, value in start.decoding.items() if name != "precision"} | {"suppress_unk": 1}
         if options.grow_vocab:
@@ -86,6 +100,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         config.require_sound()
         return Checkpoint(config, start.vocab, start.state_dict, record, decoding)
     weights = read_cnn_weights(options.cnn_model, options.cnn_layer, options.cnn_pixels)
+    mean, deviation = _pixels_of(dataset) if weights.pixels == "data" else (None, None)
     config = ModelConfig(
         vocab_size=dataset.vocab.size,
         max_length=dataset.max_length,
@@ -99,6 +114,8 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
         drop_prob_features=options.drop_prob_features,
         cnn_layer=options.cnn_layer,
         cnn_pixels=weights.pixels,
+        pixel_mean=mean,
+        pixel_std=deviation,
         conv_widths=weights.conv_widths,
         fc_width=weights.fc_width or VGG16_FC_WIDTH,
         image_mode=dataset.image_mode,
@@ -108,6 +125,32 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset) -> Checkpoint:
     model = CaptionModel(config)
     model.encoder.load_state_dict(weights.state, strict=False)
     return Checkpoint(config, dataset.vocab, model.state_dict(), record, decoding_for_new_model(options.decoder))
+
+
+def _pixels_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of red, green and blue of the training pictures, or of a spread part of many."""
+    indices = dataset.captioned_indices("train")
+    pixels = PixelStatistics()
+    dataset.require_whole_file()
+    for index in indices[:: math.ceil(len(indices) / PIXEL_PICTURES)]:
+        pixels.add(np.asarray(dataset.images[int(index)]))
+    mean, deviation = pixels.mean_and_deviation()
+    deviation = np.maximum(deviation, 1.0)  # of pictures of one colour: nothing to scale
+    told = "; ".join(", ".join(f"{value:.3f}" for value in values) for values in (mean, deviation))
+    log.info("pixels of the training pictures: mean and standard deviation of red, green, blue: %s", told)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _require_its_shape(options: TrainingOptions, config: ModelConfig, given: Collection[str]) -> None:
+    """What a model starts from says its shape: an option that asks for another one would be ignored."""
+    has = {**dataclasses.asdict(config), "input_encoding_size": config.encoding_size}
+    for name in sorted(OF_THE_SHAPE.intersection(given)):
+        asked = getattr(options, name)
+        if asked is not None and asked != has[name]:
+            raise InputError(
+                f"--{name} {asked}: {options.start_from} has {has[name]}",
+                remedy=f"leave --{name} out to train that model, or leave --start_from out for a new one",
+            )
 
 
 def require_matching(start: Checkpoint, dataset: Dataset, options: TrainingOptions) -> None:

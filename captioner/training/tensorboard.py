@@ -41,6 +41,8 @@ class EventLog:
         """The record's last validation: its loss, its scores and the first captions."""
         step = record.iteration
         self._writer.add_scalar("loss/validation", record.val_loss_history[step], step)
+        for name, value in record.val_accuracy_history.get(step, {}).items():
+            self._writer.add_scalar(f"accuracy/{name}", value, step)
         for name, value in record.val_lang_stats_history.get(step, {}).items():
             self._writer.add_scalar(f"score/{name}", value, step)
         shown = [f"{row['image_id']}: {row['caption']}" for row in record.val_predictions[:CAPTIONS_SHOWN]]

@@ -67,6 +67,18 @@ class ParameterGroup:
         elif self.clip is not None:
             clip_elementwise(self.parameters, self.clip)
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with a saved state of the rule.
+
+        Raises:
+            ValueError: it is of other parameters; or what else torch raises then.
+        """
+        self.optimizer.load_state_dict(state)
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+
     def set_learning_rate(self, factor: float) -> None:
         """The rule's learning rate times the factor that the schedule gives."""
         for group in self.optimizer.param_groups:
@@ -267,17 +279,17 @@ class Trainer:
         Raises:
             InputError: they belong to another rule or model.
         """
-        asked, needed = states.get("pieces", (1, 1))
-        if asked == self.accumulate:  # another --accumulate is the user's new wish
-            self.pieces.count = needed
-        if self.average and "average" in states:
-            self.average.restore(states["average"])
-        for name, group in self.groups.items():
-            if name in states:
-                try:
-                    group.optimizer.load_state_dict(states[name])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f"{source}: its optimiser state does not fit the options ({error})",
-                        remedy="resume with the same --optim and --cnn_optim, or use --start_from",
-                    ) from error
+        try:
+            asked, needed = states.get("pieces", (1, 1))
+            if asked == self.accumulate:  # another --accumulate is the user's new wish
+                self.pieces.count = needed
+            if self.average and "average" in states:
+                self.average.restore(states["average"])
+            for name, group in self.groups.items():
+                if name in states:
+                    group.restore(states[name])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(
+                f"{source}: its optimiser state does not fit the options ({error})",
+                remedy="resume with the same --optim and --cnn_optim, or use --start_from",
+            ) from error

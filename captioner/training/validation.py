@@ -12,7 +12,7 @@ from captioner.data.dataset import Dataset
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import Totals, captions_of, evaluate
-from captioner.metrics import score
+from captioner.metrics import METRICS, score
 from captioner.model.record import TrainingRecord
 from captioner.search import SearchOptions
 from captioner.training.health_checks import warn_of_captions
@@ -43,17 +43,21 @@ class Validation:
         self.trainer, self.dataset, self.indices = trainer, dataset, indices
         self.language_eval, self.num_workers, self.features = language_eval, num_workers, features
         unk_id = dataset.vocab.unk_id
+        self._told = ""  # of scores that cannot be computed here: once is enough
         self.search_options = SearchOptions(beam_size=1, suppress=(unk_id,) if unk_id else ())
 
     def __call__(self, record: TrainingRecord) -> bool:
         """Enter loss, scores and captions into the record; returns whether this is the best score so far."""
-        loss, found = self._evaluate()
+        totals, found = self._evaluate()
+        assert totals.loss is not None
+        loss, (top1, top5) = totals.loss, totals.accuracy
         captions = [caption.text for caption in found]
         record.val_loss_history[record.iteration] = loss
+        record.val_accuracy_history[record.iteration] = {"top1": top1, "top5": top5}
         record.val_predictions = [{"image_id": caption.image_id, "caption": caption.text} for caption in found]
         quality, scored = -loss, ""
         if self.language_eval:
-            scores = score(captions, [self.dataset.references_of(int(i)) for i in self.indices]).corpus
+            scores = self._scores(captions)
             record.val_lang_stats_history[record.iteration] = scores
             quality, scored = scores["CIDEr"], f", CIDEr {scores['CIDEr']:.3f}"
         # Noise may score better than the first captions of a training; it is never the best model.
@@ -62,9 +66,11 @@ class Validation:
         record.best_score = quality if better else record.best_score
         distinct = len(set(captions))
         log.info(
-            "validation at iteration %d: loss %.4f%s, %d distinct captions of %d%s",
+            "validation at iteration %d: loss %.4f, top-1 accuracy %.3f, top-5 %.3f%s, %d distinct captions of %d%s",
             record.iteration,
             loss,
+            top1,
+            top5,
             scored,
             distinct,
             len(captions),
@@ -74,8 +80,19 @@ class Validation:
             warn_of_captions(captions)
         return better
 
-    def _evaluate(self) -> tuple[float, list[Caption]]:
-        """Mean −log p per target, and the caption of each image in order; all processes share the work."""
+    def _scores(self, captions: list[str]) -> dict[str, float]:
+        """coco-caption's scores, as far as they can be computed here; the main process computes them for all."""
+        found: dict[str, float] = {}
+        if self.trainer.processes.is_main:
+            known = [self.dataset.references_of(int(i)) for i in self.indices]
+            scores = score(captions, known, metrics=METRICS)
+            if scores.skipped_line != self._told:
+                log.warning("%s", scores.skipped_line or "all scores can be computed now")
+            found, self._told = scores.corpus, scores.skipped_line
+        return self.trainer.processes.gather(found)[0]
+
+    def _evaluate(self) -> tuple[Totals, list[Caption]]:
+        """What the images add up to, and the caption of each in order; all processes share the work."""
         trainer, processes = self.trainer, self.trainer.processes
         captioner = Captioner([trainer.model], self.dataset.vocab, trainer.device, torch.float32)
         totals = Totals()
@@ -90,7 +107,6 @@ class Validation:
                 totals.add(evaluated)
                 bar.update(len(evaluated.positions) * processes.size)
                 found += zip(evaluated.positions, captions_of(evaluated, self.dataset.vocab), strict=True)
-        gathered = processes.gather((totals.loss_sum, totals.num_targets, found))
-        loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
-        merged = sorted((pair for part in gathered for pair in part[2]), key=lambda pair: pair[0])
-        return loss, [caption for _, caption in merged]
+        gathered = processes.gather((totals, found))
+        merged = sorted((pair for _, pairs in gathered for pair in pairs), key=lambda pair: pair[0])
+        return Totals.sum_of([part for part, _ in gathered]), [caption for _, caption in merged]

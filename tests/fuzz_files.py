@@ -1,0 +1,395 @@
+"""Mutation fuzzing of every reader of files but the two of fuzz_readers.py: damage gives InputError, or is read.
+
+    PYTHONPATH=. python tests/fuzz_files.py --files 60000 --seed 1
+
+Files are small valid ones with one to four mutations of their bytes, or, where a file is a table of values, with one to
+three values replaced by odd ones. A reader may return, or raise InputError. Anything else, more than ten seconds of
+computing, or 2 GB more memory stops the run; the file stays in the folder that is named then.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import random
+import resource
+import signal
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from fuzz_readers import corpus, mutate
+from hostile import encoded, photo
+
+from captioner.convert.torch7 import parse_torch7
+from captioner.convert.torch7_listing import listing
+from captioner.convert.torchvision import read_cnn_weights
+from captioner.data.build import PartialPixels
+from captioner.data.dataset import Dataset
+from captioner.data.images import read_image
+from captioner.data.records import known_captions
+from captioner.data.tar_files import list_members, read_member
+from captioner.data.vocabulary import Vocab
+from captioner.errors import InputError
+from captioner.inference.load import _stored_ranges
+from captioner.inference.sources import open_coco_list, open_split
+from captioner.metrics.pairing import read_predictions, read_references
+from captioner.model.caption_model import CaptionModel, build_model
+from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from captioner.model.checkpoint_fields import weights_digest
+from captioner.model.config import ModelConfig
+from captioner.model.encoder import Encoder
+from captioner.output.comparison import _pictures
+from captioner.output.manifest import Manifest
+from captioner.output.results import Journal
+from captioner.runtime.locks import sole_run
+from captioner.sweep.study import read_ranges
+from captioner.training.feature_cache import open_cache
+from captioner.training.resume import ResumeState, load_resume_state, save_resume_state
+
+SECONDS = 10.0
+MEMORY = 2 * 2**30
+ODD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 0.5, 1e300, math.nan, math.inf, 2**63, 2**64, 10**30, "", "\ud800", "\0", "a\nb", "../x", "/"),
+    *([], {}, [1], [[]], {"a": 1}, ["a", 5], "attention", "fc7", "é" * 1000),
+)
+CONFIG = ModelConfig(vocab_size=3, encoding_size=4, rnn_size=4, cnn_layer="pool5", conv_widths=(2,) * 13, fc_width=1)
+
+
+@dataclass
+class Target:
+    """A reader with files that it takes.
+
+    Attributes:
+        damaged: makes the content of the next file.
+        read: is given its path.
+        suffix: of its name.
+    """
+
+    name: str
+    damaged: Callable[[random.Random], bytes]
+    read: Callable[[Path], object]
+    suffix: str = ""
+
+
+def by_bytes(*seeds: bytes) -> Callable[[random.Random], bytes]:
+    return lambda rng: mutate(rng.choice(seeds), rng)
+
+
+def by_values(table: Any, write: Callable[[Any], bytes]) -> Callable[[random.Random], bytes]:
+    """Files whose tables have odd values in one to three places."""
+
+    def damaged(rng: random.Random) -> bytes:
+        odd = copy.deepcopy(table)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            places = list(_places(odd))
+            if not places:
+                break
+            owner, key = rng.choice(places)
+            other, its_key = rng.choice(places)
+            action = rng.random()
+            if action < 0.5:
+                owner[key] = copy.deepcopy(rng.choice(ODD))
+            elif action < 0.8:
+                owner[key] = copy.deepcopy(other[its_key])
+            elif action < 0.9 or isinstance(owner, list):
+                del owner[key]
+            else:
+                owner[rng.choice(("x", 5, "images", "id", "file_path"))] = owner.pop(key)
+        return write(odd)
+
+    return damaged
+
+
+def _places(table: Any) -> Iterator[tuple[Any, Any]]:
+    waiting = [table]
+    while waiting:
+        one = waiting.pop()
+        for key, value in list(one.items() if isinstance(one, dict) else enumerate(one)):
+            yield one, key
+            if isinstance(value, dict | list):
+                waiting.append(value)
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value, default=str).encode()
+
+
+def as_pt(value: Any) -> bytes:
+    """As torch.save; half of the files vouch for their weights anew, so that what comes after the digest is read."""
+    if isinstance(value, dict) and "weights_digest" in value and len(repr(value.get("opt"))) % 2:
+        with contextlib.suppress(Exception):
+            value["weights_digest"] = weights_digest(value["state_dict"])
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def targets(folder: Path) -> list[Target]:
+    """All readers; `folder` holds the sound files that they need besides."""
+    torch.manual_seed(0)
+    state = CaptionModel(CONFIG).state_dict()
+    checkpoint = Checkpoint(CONFIG, Vocab(["a", "dog", "UNK"]), state, decoding={"suppress_unk": 1})
+    checkpoint.record.loss_history = {0: 2.5}
+    checkpoint.record.val_lang_stats_history = {0: {"CIDEr": 0.5}}
+    models = []
+    for dtype in ("float32", "float16", "int8"):
+        save_checkpoint(folder / "sound.pt", checkpoint, dtype)
+        models.append((folder / "sound.pt").read_bytes())
+    save_resume_state(folder / "resume.pt", ResumeState(checkpoint, {"pieces": [1, 1], "lm": {"state": {}}}, 2.5))
+    resume = (folder / "resume.pt").read_bytes()
+    cnn = as_pt({k: v for k, v in Encoder("pool5", (2,) * 13).state_dict().items() if k.startswith("features.")})
+    plain, resumable = (torch.load(io.BytesIO(data), weights_only=True) for data in (models[0], resume))
+
+    h5 = _h5(folder / "data.h5")
+    described = {
+        "ix_to_word": {"1": "a", "2": "dog", "3": "UNK"},
+        "images": [{"split": "val", "file_path": "a.jpg", "id": 1, "captions": ["a dog"], "source": "x"}],
+        "tokenizer": "ascii",
+        "image_mode": "squash",
+        "fingerprint": "f",
+    }
+    (folder / "data.json").write_bytes(as_json(described))
+
+    def dataset(h5_path: Path, json_path: Path) -> None:
+        opened = Dataset.open(h5_path, json_path)
+        np.asarray(opened.images[0])
+        split = open_split(opened, "val", "", -1)
+        split.references(), split.identity(), list(split.info())
+
+    rows = [{"image_id": 1, "file_name": "a.jpg", "caption": "a dog", "logprob": -1.5, "confidence": 0.5}]
+    journal = b"".join(
+        line + b"\n"
+        for line in map(as_json, ({"run": "r"}, {"row": rows[0]}, {"num_done": 1, "totals": {"loss_sum": 1.5}}))
+    )
+
+    def read_journal(path: Path) -> None:
+        opened = Journal(path, "r", True)
+        list(opened.rows())
+        opened.close()
+
+    paths = [str(folder / name) for name in ("a.png", "b.png")]
+    Path(paths[0]).write_bytes(encoded(photo(16, 12), "PNG"))
+    with PartialPixels(folder / "part.h5", paths) as partial:
+        partial.add(np.zeros((3, 256, 256), np.uint8))
+        partial.add("is damaged")
+        partial.sync()
+    pixels, preparation = partial.pixels_path.read_bytes(), partial.journal_path.read_bytes()
+
+    def read_preparation(path: Path) -> None:
+        path.with_name("p.h5.partial").write_bytes(pixels)
+        path.rename(path.with_name("p.h5.journal"))
+        PartialPixels(path.with_name("p.h5"), paths).close()
+
+    lists = {
+        "json": as_json([{"file_path": "a.jpg", "id": 1, "split": "val", "captions": ["a dog", "b"]}]),
+        "jsonl": b'{"image": "a.jpg", "caption": "a dog"}\n{"image": "b.jpg", "caption": "a cat"}\n',
+        "coco": as_json(
+            {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+        ),
+        "karpathy": as_json({"images": [{"filename": "a.jpg", "split": "val", "sentences": [{"raw": "a dog"}]}]}),
+        "csv": b'image,caption\na.jpg,"a dog, black"\nb.jpg,a cat\n',
+        "tsv": "\ufeffid\timage\tcaption\n1\ta.jpg\ta dog\n".encode("utf-16"),
+        "token": b"a.jpg#0\ta dog\na.jpg#1\ta black dog\n",
+        "labels": b"photos/a.jpg dog\nphotos/b.jpg cat\n",
+    }
+
+    def read_list(path: Path) -> None:
+        for read in (read_predictions, read_references, lambda one: list(known_captions(one))):
+            with contextlib.suppress(InputError):
+                read(path)
+
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in (
+            ("0.png", Path(paths[0]).read_bytes()),
+            ("0.txt", b"a dog"),
+            ("1.json", b'{"caption": "a"}'),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+    def read_tar(path: Path) -> None:
+        list(known_captions(path))
+        with contextlib.suppress(OSError):  # as of any file; readers of pictures turn it into a line
+            for name in list_members(str(path)):
+                read_member(f"{path}/{name}", 10**6)
+
+    features = io.BytesIO()
+    np.save(features, np.zeros((2, 1, 4), np.float32))
+    manifest = as_json(["vis.json", "5 ab"]) + b"\n" + as_json(["imgs/img1.jpg", None]) + b"\n"
+
+    def read_manifest(path: Path) -> None:
+        path.rename(path.with_name(".captioner-files"))
+        Manifest(path.parent).is_ours("vis.json")
+
+    lock = {"host": "h", "machine": "m", "process": 1, "started": 5, "since": "2020-01-01 00:00:00"}
+
+    def read_lock(path: Path) -> None:
+        with sole_run(path, "the folder"):
+            pass
+
+    ranges = b'[fixed]\ninput_h5 = "d.h5"\nrnn_size = 24\n[search]\n'
+    ranges += b"learning_rate = {low = 1e-3, high = 0.1, log = true}\nbatch_size = [1, 2]\n"
+    pictures = [
+        encoded(photo(24, 18).convert(mode), kind)
+        for kind, mode in {
+            "PNG": "RGB",
+            "JPEG": "L",
+            "GIF": "P",
+            "BMP": "RGB",
+            "WEBP": "RGB",
+            "TIFF": "RGB",
+            "PPM": "RGB",
+        }.items()
+    ]
+    torch7 = corpus()
+    seeds = [seed for name in ("Torch7 binary", "Torch7 ascii") for seed in torch7[name][0]]
+
+    def read_model(path: Path) -> None:
+        build_model(load_checkpoint(path))
+
+    return [
+        Target("checkpoint", by_bytes(*models), read_model, ".pt"),
+        Target("checkpoint, values", by_values(plain, as_pt), read_model, ".pt"),
+        Target("resume state", by_bytes(resume), load_resume_state, ".pt"),
+        Target("resume state, values", by_values(resumable, as_pt), load_resume_state, ".pt"),
+        Target("CNN weights", by_bytes(cnn), lambda path: read_cnn_weights(str(path), "pool5"), ".pth"),
+        Target("any .t7, listed", by_bytes(*seeds), lambda path: list(listing(parse_torch7(path.read_bytes(), "x")))),
+        Target("dataset h5", _damaged_h5(h5), lambda path: dataset(path, folder / "data.json"), ".h5"),
+        Target("dataset json", by_bytes(as_json(described)), lambda path: dataset(folder / "data.h5", path), ".json"),
+        Target("dataset json, values", by_values(described, as_json), lambda path: dataset(folder / "data.h5", path)),
+        Target("captions' journal", by_bytes(journal), read_journal),
+        Target("preparation's journal", by_bytes(preparation), read_preparation),
+        *(Target(f"list: {name}", by_bytes(data), read_list, f".{name}") for name, data in lists.items()),
+        Target("list: json, values", by_values(json.loads(lists["json"]), as_json), read_list),
+        Target("list: coco, values", by_values(json.loads(lists["coco"]), as_json), read_list),
+        Target("list: karpathy, values", by_values(json.loads(lists["karpathy"]), as_json), read_list),
+        Target(
+            "COCO image list",
+            by_values(json.loads(lists["coco"]), as_json),
+            lambda path: open_coco_list(str(path), ".", -1),
+        ),
+        Target("tar", by_bytes(stream.getvalue()), read_tar, ".tar"),
+        Target(
+            "feature cache",
+            by_bytes(features.getvalue()),
+            lambda path: open_cache(path, (2, 1, 4), np.dtype("f4")),
+            ".npy",
+        ),
+        Target("8-bit scales", by_bytes(as_json({"ranges": [1.5, 2.0]})), _stored_ranges),
+        Target("8-bit scales, values", by_values({"ranges": [1.5, 2.0]}, as_json), _stored_ranges),
+        Target(
+            "page's rows",
+            by_values(rows, as_json),
+            lambda path: _pictures(path.rename(path.with_name("vis.json")).parent),
+        ),
+        Target("manifest", by_bytes(manifest), read_manifest),
+        Target("lock", by_bytes(as_json(lock)), read_lock),
+        Target("lock, values", by_values(lock, as_json), read_lock),
+        Target(
+            "ranges of a sweep",
+            by_bytes(ranges),
+            lambda path: read_ranges(path, ["input_h5", "rnn_size", "learning_rate", "batch_size"]),
+        ),
+        Target("picture", by_bytes(*pictures), lambda path: read_image(path)),
+    ]
+
+
+def _h5(path: Path) -> bytes:
+    with h5py.File(path, "w") as file:
+        file["labels"] = np.array([[1, 2, 0]], np.uint32)
+        file["label_start_ix"] = file["label_end_ix"] = np.ones(1, np.uint32)
+        file["label_length"] = np.array([2], np.uint32)
+        file["images"] = np.zeros((1, 3, 256, 256), np.uint8)
+        file.attrs["fingerprint"] = "f"
+    return path.read_bytes()
+
+
+def _damaged_h5(whole: bytes) -> Callable[[random.Random], bytes]:
+    """Damage to what describes the data; among 200 kB of pixels it would mostly do nothing."""
+    pixels = whole.index(bytes(3 * 256 * 256))
+    head, rest = whole[:pixels], whole[pixels:]
+
+    def damaged(rng: random.Random) -> bytes:
+        changed = mutate(head, rng)
+        if rng.random() < 0.7:  # of the same length, so that addresses stay right
+            changed = (changed + head[len(changed) :])[: len(head)]
+        return changed + (rest if rng.random() < 0.9 else rest[: rng.randrange(len(rest))])
+
+    return damaged
+
+
+def run(files: int, seed: int, folder: Path) -> str:
+    """Read so many damaged files; a Markdown table of what came of them.
+
+    Raises:
+        BaseException: what a reader raised that is no InputError; the file stays in `folder`.
+    """
+    rng = random.Random(seed)
+    logging.getLogger("captioner").setLevel(logging.CRITICAL)
+    out = [
+        "| reader | files | refused | read | longest (kB) | slowest (ms of computing) |",
+        "|---|---|---|---|---|---|",
+    ]
+    (folder / "sound").mkdir()
+    all_targets = targets(folder / "sound")
+    counts: Counter[str] = Counter()
+    for target in all_targets:
+        results: Counter[str] = Counter()
+        slowest = longest = 0.0
+        for number in range(math.ceil(files / len(all_targets))):
+            place = folder / f"{number}"
+            place.mkdir()
+            path = place / f"file{target.suffix}"
+            data = target.damaged(rng)
+            path.write_bytes(data)
+            longest = max(longest, len(data))
+            started = time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            try:
+                target.read(path)
+                results["read"] += 1
+            except InputError as error:
+                assert "\n" not in str(error)
+                results["refused"] += 1
+            except BaseException:
+                path.write_bytes(data)
+                print(f"{target.name}: see {path}", flush=True)
+                raise
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            slowest = max(slowest, time.process_time() - started)
+            for used in place.iterdir():
+                used.unlink()
+            place.rmdir()
+        counts += results
+        out.append(
+            f"| {target.name} | {results.total():,} | {results['refused']:,} | {results['read']:,} "
+            f"| {longest / 1000:.0f} | {1000 * slowest:.0f} |"
+        )
+    out.append(f"| all | {counts.total():,} | {counts['refused']:,} | {counts['read']:,} | | |")
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    print(run(arguments.files, arguments.seed, Path(tempfile.mkdtemp(dir="/dev/shm"))))
