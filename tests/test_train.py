@@ -209,12 +209,15 @@ def test_start_from_refuses_what_it_would_ignore(data, uninterrupted, command, t
         ("--input_encoding_size", 8, "has 16"),
         ("--cnn_layer", "fc7", "has pool5"),
         ("--cnn_pixels", "torchvision", "has caffe"),
-        ("--cnn_model", "other.pth", "the CNN's weights come from"),
     ):
         done = command("train", *argv, option, value, "--checkpoint_path", tmp_path)
         assert done.returncode == 1 and told in done.stderr.splitlines()[-1], done.stderr
         assert "leave" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+    done = command(
+        "train", *data, "--start_from", uninterrupted / "model_id.pt", "--max_iters", 0, "--checkpoint_path", tmp_path
+    )
+    assert done.returncode == 0 and "--cnn_model is not used" in done.stderr
 
 
 def test_losses_are_on_disk_as_they_come(uninterrupted, data, command, tmp_path):

@@ -209,7 +209,6 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
             raise InputError(
                 "--stages needs a recipe", expected=f"--preset {'|'.join(PRESETS)}", remedy="or leave --stages out"
             )
-        _require_no_cnn(asked.start_from, given)
         return [asked]
     if asked.preset not in PRESETS or asked.stages not in (None, *STAGE_LISTS):
         raise InputError(
@@ -234,7 +233,6 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
             if values["cache_features"] == 0:
                 own["cache_features"] = 0
         stages.append(TrainingOptions.of({**values, **own, "stage": number}))
-    _require_no_cnn(stages[0].start_from, given)
     return stages
 
 
@@ -243,11 +241,3 @@ def stage_numbers(options: TrainingOptions) -> list[int]:
     if options.stages:
         return [int(number) for number in options.stages.split(",")]
     return sorted(PRESETS[options.preset or ""])
-
-
-def _require_no_cnn(start_from: str, given: Mapping[str, Any]) -> None:
-    if start_from and given.get("cnn_model"):
-        raise InputError(
-            f"--cnn_model {given['cnn_model']}: the CNN's weights come from {start_from} (--start_from)",
-            remedy="leave one of them out",
-        )

@@ -86,6 +86,8 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
                 remedy="leave --decoder out to train that one, or leave --start_from out",
             )
         _require_its_shape(options, start.config, given)
+        if "cnn_model" in given and (options.stage or 1) == 1:
+            log.info("--cnn_model is not used: the CNN's weights come from %s (--start_from)", options.start_from)
         # The original's number format is for imported weights as they are.
         decoding = {name: value for name, value in start.decoding.items() if name != "precision"} | {"suppress_unk": 1}
         if options.grow_vocab:
