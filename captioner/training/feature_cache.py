@@ -267,7 +267,13 @@ def _read_scale(path: Path, values: np.ndarray) -> np.ndarray:
 def _digest(model: CaptionModel, dataset: Dataset, form: CacheForm, dtype: torch.dtype) -> str:
     digest = hashlib.blake2b(digest_size=10)
     config = model.config
-    recipe = [config.cnn_layer, config.cnn_pixels, crop_offsets(form.crops), str(dtype), len(dataset.info)]
+    recipe: list[object] = [
+        config.cnn_layer,
+        config.cnn_pixels,
+        crop_offsets(form.crops),
+        str(dtype),
+        len(dataset.info),
+    ]
     recipe += [config.pixel_mean, config.pixel_std] if config.pixel_mean else []
     if (form.mirrored, form.last_block, form.kind) != (False, False, "auto"):
         recipe += [form.mirrored, form.last_block, form.dtype(model).name]  # older files have none of it in their names
