@@ -152,7 +152,7 @@ def test_caption_train_writes_its_curves_beside_the_report(browser, tiny_dataset
     assert browser.texts("#runs tbody th") == ["model_id"]
     assert browser.texts(".chart h2")[-2:] == ["Learning rate", "Speed"]
     assert browser.texts(".chart:first-child .axis") == ["iteration", "−log p per word"]
-    assert browser.texts(".chart h2") == ["Loss", "Top-1 accuracy", "Top-5 accuracy"]
+    assert {"Loss", "Top-1 accuracy", "Top-5 accuracy"} <= set(browser.texts(".chart h2"))
     report = json.loads((tmp_path / "runs" / "model_id.json").read_text())
     pace = json.loads((tmp_path / "runs" / "model_id_pace.json").read_text())
     assert [list(history) for history in pace.values()] == [[str(i) for i in range(6)]] * 2
