@@ -28,6 +28,8 @@ _reading = threading.Lock()
 
 def is_parquet(path: str | os.PathLike[str]) -> bool:
     """Whether a file on this machine is Parquet, by its first bytes."""
+    if not os.path.isfile(path):  # to open a pipe would wait for a writer
+        return False
     try:
         with open(path, "rb") as stream:
             return stream.read(len(_MAGIC)) == _MAGIC
