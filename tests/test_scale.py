@@ -251,6 +251,26 @@ def test_shards_at_addresses(shards, plain, tiny_model, command, memory):
     assert done.returncode == 1 and "no file matches this pattern" in done.stderr
 
 
+def test_a_dataset_of_shards_at_addresses(shards, memory, tmp_path):
+    """The same files as from the shards themselves; copies last until it is done."""
+    for path in sorted(shards.glob("*.tar")):
+        fsspec.filesystem("memory").pipe_file(f"/bucket/in/{path.name}", path.read_bytes())
+    written = {}
+    for name, inputs in {"near": sorted(map(str, shards.glob("*.tar"))), "far": [f"{memory}/in/*.tar"]}.items():
+        h5, described = f"{tmp_path}/{name}.h5", f"{tmp_path}/{name}.json"
+        argv = ["--input_json", *inputs, "--num_val", "2", "--num_workers", "0", "--word_count_threshold", "0"]
+        broken = Path(f"{h5}.fetched", "00001.tar")
+        if name == "far":  # an interrupted run has left a copy: it is not fetched again
+            broken.parent.mkdir()
+            broken.write_bytes((shards / "00001.tar").read_bytes())
+            fsspec.filesystem("memory").pipe_file("/bucket/in/00001.tar", b"changed")
+        assert prepro.main([*argv, "--output_h5", h5, "--output_json", described]) == 0
+        written[name] = [Path(h5).read_bytes(), Path(described).read_bytes()]
+        assert not broken.parent.exists()
+    assert written["near"] == written["far"]
+    assert prepro.main(["--input_json", f"{memory}/gone/*.tar", "--num_val", "0"]) == 1
+
+
 def test_a_store_that_cannot_put_atomically_gets_a_renamed_file(shards, tiny_model, command, tmp_path, monkeypatch):
     """file:// goes through fsspec and is such a store; a crash while writing leaves nothing under the result's name."""
     from fsspec.implementations.local import LocalFileSystem

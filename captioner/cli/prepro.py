@@ -78,7 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: --num_val")
     if opt.input_h5:
         return run("caption-prepro", lambda: _view_prepared(opt))
-    return run("caption-prepro", lambda: _check(opt) if opt.check or opt.view else _prepare(opt))
+    return run("caption-prepro", lambda: _with_local_inputs(opt))
+
+
+def _with_local_inputs(opt: argparse.Namespace) -> None:
+    """What is at addresses is read twice, and one picture at a time: from copies beside the dataset."""
+    from captioner.data.shards import fetched
+
+    with fetched(opt.input_json, f"{opt.output_h5}.fetched") as opt.input_json:
+        if opt.check or opt.view:
+            _check(opt)
+        else:
+            _prepare(opt)
 
 
 def _prepare(opt: argparse.Namespace) -> None:

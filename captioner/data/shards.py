@@ -4,10 +4,13 @@ A member that is broken is in the stream with its reason; so is, as its last ent
 off after some pictures. A shard with nothing to be had is an error.
 """
 
+import contextlib
 import errno
+import logging
 import os
+import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -18,8 +21,11 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.images import MAX_FILE_BYTES, decode_image, has_image_suffix
 from captioner.data.listing import is_shard as is_local_shard
 from captioner.errors import InputError
+from captioner.runtime.files import atomic_write
 from captioner.runtime.quantities import bytes_text
-from captioner.runtime.storage import is_remote, open_bytes
+from captioner.runtime.storage import find, is_remote, open_bytes
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (tar_files.SUFFIX, parquet_files.SUFFIX)
 
@@ -62,6 +68,38 @@ def read_members(path: str) -> Iterator[Member]:
         if not (damaged and count):
             raise InputError(f"{path}: cannot be read ({reason})") from error
         yield Member("", name_of(path), error=f"damaged or cut off after {count} pictures ({reason})")
+
+
+@contextlib.contextmanager
+def fetched(names: Sequence[str], folder: str) -> Iterator[list[str]]:
+    """Files on this machine for what is named: addresses (with * and ? too) are copied into `folder` first.
+
+    Copies are removed when the block is done; if it fails they stay, and are not fetched again.
+
+    Raises:
+        InputError: one cannot be fetched, or two are called alike.
+    """
+    if not any(map(is_remote, names)):
+        yield list(names)
+        return
+    there: dict[str, str] = {}  # local file → where it comes from
+    for name in names:
+        for found in find(name) if is_remote(name) else [name]:
+            target = os.path.join(folder, name_of(found)) if is_remote(found) else found
+            if target in there:
+                raise InputError(f"{found}: {there[target]} is called so, too", remedy="prepare them one by one")
+            there[target] = found
+    for target, name in there.items():
+        if target != name and not os.path.exists(target):
+            log.info("fetching %s", name)
+            os.makedirs(folder, exist_ok=True)
+            try:
+                with open_bytes(name) as stream, atomic_write(target) as copy:
+                    shutil.copyfileobj(stream, copy, 2**20)
+            except OSError as error:
+                raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
+    yield list(there)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def decode(member: Member, image_mode: ImageMode) -> np.ndarray | str:
