@@ -58,6 +58,20 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
         ray_engine._connect(None)
 
 
+def test_a_cluster_that_does_not_answer_or_start_is_one_line(monkeypatch):
+    import ray
+
+    def fail(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match="--address there:6379: no Ray cluster answers"):
+        ray_engine._connect("there:6379")
+    with pytest.raises(InputError, match="Ray does not start here .*timed out"):
+        ray_engine._connect(None)
+
+
 def test_a_user_error_inside_a_worker_is_the_user_s():
     wrapped = RuntimeError("an actor died")
     wrapped.cause = ValueError("in a task")  # type: ignore[attr-defined]

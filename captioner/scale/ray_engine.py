@@ -99,13 +99,15 @@ def _connect(address: str | None) -> Any:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if not address:
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return ray
     try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers ({error})", remedy="see ray status") from error
+        ray.init(address=address or "local", **quiet, **({} if address else {"include_dashboard": False}))
+    except Exception as error:  # Ray's own reasons come as bare Exceptions, too
+        reason = f"{type(error).__name__}: {error}"
+        if address:
+            raise InputError(
+                f"--address {address}: no Ray cluster answers ({reason})", remedy="see ray status"
+            ) from error
+        raise InputError(f"Ray does not start here ({reason})", remedy="is the machine too busy?") from error
     return ray
 
 
