@@ -57,7 +57,7 @@ def test_only_missing_reads_nothing_that_is_captioned(captioned, folder):
     (folder / "b.png").write_bytes(b"damaged since")
     captions, log = captioned("--only_missing")
     assert captions.keys() == {"a.png", "c.png"} and "skipped" not in log
-    assert "1 of 3 photos have their text file" in log
+    assert "1 of 3 photos have their caption" in log
     assert (folder / "b.txt").read_bytes() == before and (folder / "c.txt").read_text() == captions["c.png"] + "\n"
     captions, log = captioned("--only_missing", 1)
     assert captions == {} and "nothing to do" in log

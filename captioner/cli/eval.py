@@ -36,8 +36,7 @@ if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors 
     from captioner.inference.sources import Source
     from captioner.metrics.pairing import Reference
     from captioner.model.checkpoint import Checkpoint
-    from captioner.output.sidecars import Sidecars
-    from captioner.output.writer import CaptionWriter
+    from captioner.output.writer import CaptionWriter, PhotoCaptions
     from captioner.search import SearchOptions
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,13 @@ def build_parser() -> Parser:
         default="keep",
         help="text files that are there: keep them, or let the caption be their last or first line",
     )
-    out.add_argument("--only_missing", type=flag, default="0", help="only photos without a text file")
+    out.add_argument(
+        "--write_metadata",
+        choices=("xmp", "embed"),
+        help="write captions as XMP descriptions: xmp beside the photos, as photo.jpg.xmp; embed inside JPEG, PNG and "
+        "WebP files themselves",
+    )
+    out.add_argument("--only_missing", type=flag, default="0", help="only photos without such a text or description")
     out.add_argument("--overwrite", type=flag, default="0", help="replace files that are not of this program")
     out.add_argument("--min_confidence", type=share, default=0.0, help="below this give no caption (0 to 1)")
     out.add_argument("--resume", type=flag, default="0", help="go on with an interrupted run of the same command")
@@ -146,7 +151,7 @@ def caption(opt: argparse.Namespace) -> None:
         references = known_captions(opt, source) if opt.language_eval and source is not None else None
         processes.wait()  # all have looked at the files before one of them writes some
         if source is not None and not len(source):
-            log.info("every photo has its text file: nothing to do")
+            log.info("every photo has its caption: nothing to do")
             return
         model = Model(checkpoints, device, opt.precision, calibration=source)
         options = model.search_options(**search_keywords(opt))
@@ -213,6 +218,7 @@ def watch(opt: argparse.Namespace, model: "Model", options: "SearchOptions", bat
                 skipped = [one for one in found.skipped if folder.unreadable(one[0])]
                 modified = [folder.modified(position) for position in found.positions]
                 writer.add(found.positions, model.captions_of(found, opt.min_confidence), skipped, modified)
+                folder.written_by_us(found.positions)
                 folder.forget(positions)
                 unwritten = unwritten or bool(found.positions)
             began = time.monotonic()
@@ -242,17 +248,25 @@ def check_options(opt: argparse.Namespace) -> None:
         raise InputError("--input_h5 and --input_json belong together", expected="both, or neither")
     if opt.coco_json and not opt.image_folder:
         raise InputError("--coco_json lists files by name only", remedy="say where they are with --image_folder")
-    if opt.write_txt and not (opt.pictures or opt.image_folder):
-        raise InputError("--write_txt writes beside photos", remedy="name photos or their folder")
     from captioner.data.listing import is_address, is_shard
 
-    if opt.write_txt and any(map(is_address, opt.pictures)):
-        raise InputError("--write_txt writes beside photos, and addresses have no such place", remedy="use --output")
-    if opt.write_txt and any(map(is_shard, opt.pictures)):
-        raise InputError("--write_txt writes beside photos, not into archives", remedy="use --output")
+    for name, wanted in (("--write_txt", opt.write_txt), ("--write_metadata", opt.write_metadata)):
+        if wanted and not (opt.pictures or opt.image_folder):
+            raise InputError(f"{name} writes beside photos", remedy="name photos or their folder")
+        if wanted and any(map(is_address, opt.pictures)):
+            raise InputError(f"{name} writes beside photos, and addresses have no such place", remedy="use --output")
+        if wanted and any(map(is_shard, opt.pictures)):
+            raise InputError(f"{name} writes beside photos, not into archives", remedy="use --output")
+    if opt.write_metadata:
+        from captioner.output.photo_metadata import exiv2
+
+        exiv2()
+    if opt.only_missing and not (opt.write_txt or opt.write_metadata):
+        raise InputError(
+            "--only_missing is about text files or metadata of photos", remedy="add --write_txt or --write_metadata"
+        )
     if not opt.write_txt:
         for name, given in (
-            ("only_missing", opt.only_missing),
             ("prefix", opt.prefix),
             ("suffix", opt.suffix),
             ("existing", opt.existing != "keep"),
@@ -314,7 +328,11 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
         else:
             source = open_folder(opt.image_folder, opt.recursive, limit)
         if opt.only_missing:
-            source = source.without(make_sidecars(opt).is_captioned, -1 if opt.num_images is None else opt.num_images)
+            places = with_photos(opt)
+            source = source.without(
+                lambda photo: all(place.is_captioned(photo) for place in places),
+                -1 if opt.num_images is None else opt.num_images,
+            )
         return source
     h5, described = (
         opt.input_h5 or model.record.opt.get("input_h5"),
@@ -365,7 +383,7 @@ def make_writer(
             "model": " + ".join(Path(path).stem for path in opt.model or [BUNDLED_MODEL]),
             "image_mode": model.image_mode,
         },
-        sidecars=make_sidecars(opt) if opt.write_txt else None,
+        with_photos=with_photos(opt),
         overwrite=opt.overwrite,
     )
     run = run_name(opt, source)
@@ -379,11 +397,17 @@ def make_writer(
     )
 
 
-def make_sidecars(opt: argparse.Namespace) -> "Sidecars":
-    """The text files beside the photos, as the options want them."""
+def with_photos(opt: argparse.Namespace) -> "list[PhotoCaptions]":
+    """What is to be written beside the photos, or into them."""
+    from captioner.output.photo_metadata import PhotoMetadata
     from captioner.output.sidecars import Sidecars
 
-    return Sidecars(opt.txt_extension, opt.prefix, opt.suffix, "replace" if opt.overwrite else opt.existing)
+    places: list[PhotoCaptions] = []
+    if opt.write_txt:
+        places.append(Sidecars(opt.txt_extension, opt.prefix, opt.suffix, "replace" if opt.overwrite else opt.existing))
+    if opt.write_metadata:
+        places.append(PhotoMetadata(opt.write_metadata, "replace" if opt.overwrite else "keep"))
+    return places
 
 
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
@@ -392,7 +416,8 @@ def run_name(opt: argparse.Namespace, source: "Source") -> str:
     ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
     ignored |= {"references", "language_eval", "id", "dump_path", "model", "image_folder"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
-    text = json.dumps([options, [identity_of(path) for path in opt.model], source.identity()], sort_keys=True)
+    images = source.identity(sizes=opt.write_metadata != "embed")  # photos grow by what is written into them
+    text = json.dumps([options, [identity_of(path) for path in opt.model], images], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

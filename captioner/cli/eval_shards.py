@@ -23,6 +23,7 @@ NOT_FOR_SHARDS = {
     "share": None,
     "explain": False,
     "write_txt": False,
+    "write_metadata": None,
     "only_missing": False,
     "language_eval": False,
     "references": "",

@@ -73,6 +73,8 @@ def find_in_subfolders(folder: str | Path) -> Path | None:
 
 def _is_listed(path: str) -> bool:
     name = os.path.basename(path)
+    if name.startswith(".") and name.endswith(".tmp"):  # a picture that is being written, or was by a killed process
+        return False
     return not name.startswith("._") and (has_image_suffix(name) or starts_like_image(path))
 
 

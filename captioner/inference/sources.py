@@ -52,8 +52,12 @@ class Source(Images, Protocol):
         """The known captions, of the images that have any."""
         ...
 
-    def identity(self) -> str:
-        """The same for the same images in the same order."""
+    def identity(self, sizes: bool = True) -> str:
+        """The same for the same images in the same order.
+
+        Args:
+            sizes: whether a file of another size counts as another image.
+        """
         ...
 
 
@@ -101,7 +105,7 @@ class FileSource:
         left = [(path, info) for path, info in self.files if not is_done(path)]
         if len(left) < len(self.files):
             log.info(
-                "%d of %d photos have their text file and are left out", len(self.files) - len(left), len(self.files)
+                "%d of %d photos have their caption and are left out", len(self.files) - len(left), len(self.files)
             )
         return FileSource(left if limit < 0 else left[:limit], self.keep)
 
@@ -111,8 +115,8 @@ class FileSource:
     def references(self) -> list[Reference]:
         return []  # files come without captions
 
-    def identity(self) -> str:
-        return _digest(identity_of(path) for path, _ in self.files)
+    def identity(self, sizes: bool = True) -> str:
+        return _digest(identity_of(path, sizes) for path, _ in self.files)
 
 
 class SplitSource:
@@ -155,7 +159,7 @@ class SplitSource:
                 known.append(Reference(info.get("id", position + 1), info.get("file_path"), captions))
         return known
 
-    def identity(self) -> str:
+    def identity(self, sizes: bool = True) -> str:
         described = (json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
         return _digest([identity_of(self.dataset.h5_path), *described])
 

@@ -88,7 +88,7 @@ class WatchedFolder:
     def references(self) -> list[Reference]:
         return []
 
-    def identity(self) -> str:
+    def identity(self, sizes: bool = True) -> str:
         return hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=10).hexdigest()
 
     def arrivals(self, stopped: Callable[[], bool], at_most: int) -> Iterator[list[int]]:
@@ -112,6 +112,14 @@ class WatchedFolder:
             return True
         self._arriving[path] = (stamp, time.monotonic() + POLL_SECONDS)
         return False
+
+    def written_by_us(self, positions: Iterable[int]) -> None:
+        """These pictures may have got our metadata, which leaves their time alone: they are not new for that."""
+        for position in positions:
+            path = self._files[position][0]
+            stamp = _stamp(path)
+            if stamp and stamp[1] == self._seen[path][1]:
+                self._seen[path] = stamp
 
     def forget(self, positions: Iterable[int]) -> None:
         """These pictures are dealt with; memory does not grow with them."""

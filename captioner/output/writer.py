@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
@@ -22,7 +22,6 @@ from captioner.output.album import require_album, write_album
 from captioner.output.page import VisWriter
 from captioner.output.results import Journal, require_known_suffix, write_results
 from captioner.output.rows import CaptionRow, caption_row
-from captioner.output.sidecars import Sidecars
 from captioner.runtime.files import atomic_write, require_writable_folder
 from captioner.runtime.locks import sole_run
 from captioner.runtime.outputs import require_output
@@ -38,6 +37,14 @@ BOOTSTRAP_SEED = 123  # that of caption-score
 log = logging.getLogger(__name__)
 
 
+class PhotoCaptions(Protocol):
+    """Captions kept with their photos: text files, metadata."""
+
+    def is_captioned(self, photo: Path) -> bool: ...
+
+    def write(self, photo: Path, caption: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Destinations:
     """Where captions go besides stdout; None: not there.
@@ -48,7 +55,7 @@ class Destinations:
         copy_pictures: whether the page gets the pictures.
         album: the page as one file; needs `page` and its pictures.
         about: what the page says about the run: "title", "model", "image_mode".
-        sidecars: text files beside the photos.
+        with_photos: text files beside the photos, metadata in them.
         rows_to_stdout: print rows, as JSON lines, instead of lines to read.
         overwrite: whether files that are not ours may be replaced on the page.
     """
@@ -58,7 +65,7 @@ class Destinations:
     copy_pictures: bool = True
     album: Path | None = None
     about: Mapping[str, str] = field(default_factory=dict)
-    sidecars: Sidecars | None = None
+    with_photos: Sequence[PhotoCaptions] = ()
     rows_to_stdout: bool = False
     overwrite: bool = False
 
@@ -155,10 +162,10 @@ class CaptionWriter:
             for row, picture in zip(rows, added, strict=True):
                 row.update(picture)
         for position, row in zip(positions, rows, strict=True):
-            if self.to.sidecars:
+            for place in self.to.with_photos:
                 photo = self.source.picture(position)
                 assert isinstance(photo, Path)
-                self.to.sidecars.write(photo, row["caption"])
+                place.write(photo, row["caption"])
             line = f"image {row['image_id']}: {row['caption']}  ({row['file_name']})"
             with tqdm.external_write_mode():  # above the progress bar, if there is one
                 print(json.dumps(row, ensure_ascii=False) if self.to.rows_to_stdout else printable(line), flush=True)

@@ -5,9 +5,10 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,6 +90,55 @@ def resumable_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
+    """Add something to a user's own file that leaves the rest of it alone, as metadata to a photo; only when asked.
+
+    Unlike `atomic_write` this may be an input or a picture. Mode, owner, extended attributes and times stay as they
+    are, that of the last change too, for what the file shows is the same. A link is followed.
+
+    Args:
+        change: the content → the new content; None: as it is. What it raises is passed on.
+
+    Returns:
+        Whether the file is another one now.
+
+    Raises:
+        InputError: it is no file, read-only, was changed by somebody else meanwhile, or cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        with path.open("rb") as stream:
+            found = os.fstat(stream.fileno())
+            content = stream.read()
+        if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o222:
+            raise InputError(f"{path}: is read-only, and stays as it is")
+        changed = change(content)
+        if changed is None or changed == content:
+            return False
+        prefix = f".{path.name[:100]}."
+        _remove_left_over(path.parent, prefix)
+        descriptor, temporary = _locked_temporary(path.parent, prefix)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(changed)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if hasattr(os, "chown"):
+                with contextlib.suppress(PermissionError):  # only root may give files away
+                    os.chown(temporary, found.st_uid, found.st_gid)
+            shutil.copystat(path, temporary)
+            now = os.stat(path)
+            if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+                raise InputError(f"{path}: was changed meanwhile, and stays as it is")
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
 
 
 def _locked_temporary(folder: Path, prefix: str) -> tuple[int, str]:
@@ -182,14 +232,14 @@ def read_json(path: str | Path, what: str = "", remedy: str = "") -> Any:
         raise InputError(f"{name} is nested too deeply", remedy=remedy) from None
 
 
-def identity_of(path: str | Path) -> str:
-    """The same for the same file with the same content, as far as its place, size and time tell."""
+def identity_of(path: str | Path, size: bool = True) -> str:
+    """The same for the same file with the same content, as far as its place, its size (if `size`) and time tell."""
     place = os.path.realpath(path)
     try:
         found = os.stat(place)
     except (OSError, ValueError):  # its reader will have something to say
         return place
-    return f"{place}\0{found.st_size}\0{found.st_mtime_ns}"
+    return f"{place}\0{found.st_size if size else ''}\0{found.st_mtime_ns}"
 
 
 def cannot_write(path: str | Path, error: OSError) -> InputError:
