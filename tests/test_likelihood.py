@@ -13,12 +13,13 @@ from PIL import Image
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
-from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods, target_logprobs
+from captioner.inference.likelihood import CAPTIONS_AT_ONCE, likelihoods
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoder import Decoder
+from captioner.model.target_logprobs import target_logprobs
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 CONFIG = ModelConfig(

@@ -60,6 +60,13 @@ def add_search_options(p: Parser) -> None:
     g.add_argument("--suppress_unk", type=flag, help="never say UNK (default: as the model file says)")
     g.add_argument("--diverse_groups", type=small_size, default=1, help="groups of beams that avoid each other's words")
     g.add_argument("--diversity", type=factor, default=0.5, help="how much they avoid them, in log-probability")
+    g.add_argument(
+        "--rerank",
+        choices=("", "consensus", "models"),
+        default="",
+        help="order what was found (10 beams, or --beam_size) anew: by consensus the caption first that is most like "
+        "the others (expected CIDEr), by models what the first --model found by the log p of all",
+    )
 
 
 def requirements(text: str) -> list[list[str]]:
@@ -93,4 +100,5 @@ def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
         "bad_endings": opt.bad_endings,
         "diverse_groups": opt.diverse_groups,
         "diversity": opt.diversity,
+        "rerank": opt.rerank,
     }

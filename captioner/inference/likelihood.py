@@ -19,9 +19,7 @@ from captioner.data.tokenizers import tokenise
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Likelihood
 from captioner.inference.captioner import Captioner
-from captioner.model.attention_decoder import AttentionDecoder
-from captioner.model.decoder import Decoder
-from captioner.model.packed_captions import caption_targets
+from captioner.model.target_logprobs import target_logprobs
 
 NUM_OTHERS = 4  # pictures that a caption is also judged with; twice as many find no more
 CAPTIONS_AT_ONCE = 64  # bounds the (M, D, V) table of probabilities: 50 MB for 20 words out of 10,000
@@ -110,22 +108,3 @@ def _ids(words: Sequence[str], vocab: Vocab) -> Tensor:
     # Without UNK an unknown word is read as word 1, which keeps the others' places; its own score is not used.
     known = words if vocab.unk_id else [word if word in vocab else vocab.word(1) for word in words]
     return torch.tensor(vocab.encode(known, len(words)), dtype=torch.long)
-
-
-def target_logprobs(
-    decoder: Decoder | AttentionDecoder, encodings: Tensor, labels: Tensor, image_of_caption: Tensor | None = None
-) -> Tensor:
-    """Natural log-probability of every word of a caption and of END after it.
-
-    Args:
-        encodings: (N, E) or (N, G, E), what the decoder sees of each image.
-        labels: (M, D) int64 word ids, 0-padded.
-        image_of_caption: (M,) int64; None: caption i describes image i.
-
-    Returns:
-        (M, D+1) float32, 0 after END.
-    """
-    targets = caption_targets(labels, decoder.end_id)  # (M, D+1)
-    logprobs = decoder(encodings, labels, image_of_caption)[:, -targets.shape[1] :]  # an image step predicts nothing
-    chosen = logprobs.gather(2, (targets - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
-    return chosen.where(targets > 0, 0.0)

@@ -213,6 +213,8 @@ class Model:
         Raises:
             InputError: a value is out of range, or the model does not know a word.
         """
+        if keywords.get("rerank") == "models" and len(self.captioner.models) < 2:
+            raise InputError("rerank by models needs several models", remedy="name them all, or rerank by consensus")
         return search_options_of(self.vocab, self.captioner.max_length, self._decoding, **keywords)
 
     def fast_batch_size(self) -> int:

@@ -14,6 +14,7 @@ from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
 from captioner.inference.explain import heat_maps
+from captioner.inference.rerank import reranked
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ def _caption_batch(
         return evaluated, None
     moved = batch.to(captioner.device)
     encodings, grid = captioner.encode_with_grid(moved) if keep_grid else (captioner.encode(moved), None)
-    evaluated.hypotheses = _search(captioner, encodings, options, [seed + position for position in batch.positions])
+    seeds = [seed + position for position in batch.positions]
+    evaluated.hypotheses = captions_of_encodings(captioner, encodings, options, seeds)
     known = batch.captions
     if len(known):
         model = captioner.models[0]
@@ -112,13 +114,16 @@ def _caption_batch(
     return evaluated, grid
 
 
-def _search(
-    captioner: Captioner, encodings: list[Tensor], options: SearchOptions, seeds: list[int]
+def captions_of_encodings(
+    captioner: Captioner, encodings: Sequence[Tensor], options: SearchOptions, seeds: Sequence[int]
 ) -> list[list[Hypothesis]]:
-    states = tuple(decoder.start(encoding) for decoder, encoding in zip(captioner.decoders, encodings, strict=True))
-    single = len(captioner.decoders) == 1
-    return search(
-        captioner.decoders[0].step if single else ensemble_step([decoder.step for decoder in captioner.decoders]),
+    """Search captions of images as each model sees them, one row per image, and order them as the options want."""
+    # Captions that all models judge in the end are found by the first one alone.
+    decoders = captioner.decoders[:1] if options.rerank == "models" else captioner.decoders
+    states = tuple(decoder.start(encoding) for decoder, encoding in zip(decoders, encodings, strict=False))
+    single = len(decoders) == 1
+    found = search(
+        decoders[0].step if single else ensemble_step([decoder.step for decoder in decoders]),
         states[0] if single else EnsembleState(states),
         num_images=len(seeds),
         vocab_size=captioner.vocab.size,
@@ -126,6 +131,13 @@ def _search(
         options=options,
         seeds=seeds,
     )
+    if not options.rerank:
+        return found
+    judges = [model.decoder for model in captioner.models]
+    return [
+        reranked(hypotheses, options, captioner.vocab.size, judges, [seen[image : image + 1] for seen in encodings])
+        for image, hypotheses in enumerate(found)
+    ]
 
 
 def evaluate(

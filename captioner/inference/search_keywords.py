@@ -1,13 +1,15 @@
 """How captions are searched, as people say it → `SearchOptions` of a model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.wording import banned_ids, prefix_ids, require_sayable, required_ids
 from captioner.model.decoding import in_force
 from captioner.search import SearchOptions, require_possible
+
+RERANK_BEAMS = 10  # to choose from, where the user does not say how many
 
 
 class SearchKeywords(TypedDict, total=False):
@@ -22,7 +24,9 @@ class SearchKeywords(TypedDict, total=False):
     word. ban: words that none says, none. caption_prefix: what every caption begins with, "". no_repeat_ngram: no so
     many words occur twice, 0. no_immediate_repeat: no word follows itself, None (False). suppress_unk: never say UNK,
     None (False). bad_endings: words that end no caption, None (none). diverse_groups, diversity: groups of beams that
-    avoid each other's words (1; 0.5).
+    avoid each other's words (1; 0.5). rerank: put what was found (10 beams, where beam_size is None) into another
+    order, "" (none): by "consensus" the one first that is most like the others (by expected CIDEr); by "models" what
+    the first of several models found by the log p of all.
     """
 
     beam_size: int | None
@@ -43,6 +47,7 @@ class SearchKeywords(TypedDict, total=False):
     bad_endings: Sequence[str] | None
     diverse_groups: int
     diversity: float
+    rerank: Literal["", "consensus", "models"]
 
 
 def search_options_of(
@@ -68,6 +73,7 @@ def search_options_of(
     bad_endings: Sequence[str] | None = None,
     diverse_groups: int = 1,
     diversity: float = 0.5,
+    rerank: Literal["", "consensus", "models"] = "",
 ) -> SearchOptions:
     """How to search: what is asked for, else what suits the model; see `SearchKeywords`.
 
@@ -79,6 +85,14 @@ def search_options_of(
         InputError: a value is out of range, the model does not know a word, or no caption can say what is required.
     """
     beams = in_force("beam_size", beam_size, decoding)
+    if rerank not in ("", "consensus", "models"):
+        raise InputError(f"rerank {rerank!r}", expected="'consensus' or 'models'")
+    if rerank and beam_size is None:
+        beams = RERANK_BEAMS
+    beams = n_best if 0 < beams < n_best else beams
+    candidates = beams if rerank and not sample else n_best
+    if rerank and candidates < 2:
+        raise InputError("rerank orders more than one caption", remedy="raise n_best" if sample else "raise beam_size")
     suppress = in_force("suppress_unk", suppress_unk, decoding)
     endings = [word for word in in_force("bad_endings", bad_endings, decoding) if word in vocab]
     if max_words is not None and max_words < 1:
@@ -87,7 +101,7 @@ def search_options_of(
     require_sayable(required, banned, prefix, vocab)
     unk = (vocab.unk_id,) if suppress and vocab.unk_id else ()
     options = SearchOptions(
-        beam_size=n_best if 0 < beams < n_best else beams,
+        beam_size=beams,
         sample=sample,
         temperature=temperature,
         top_k=top_k,
@@ -101,7 +115,9 @@ def search_options_of(
         no_immediate_repeat=bool(in_force("no_immediate_repeat", no_immediate_repeat, decoding)),
         suppress=(*unk, *banned),
         bad_endings=tuple(vocab.encode(endings, len(endings))),
-        n_best=n_best,
+        n_best=candidates,
+        rerank=rerank,
+        kept=n_best,
         groups=diverse_groups,
         group_penalty=diversity,
     )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from captioner.errors import InputError
 
@@ -30,6 +31,8 @@ class SearchOptions:
         suppress: ids of words that are never chosen.
         bad_endings: ids of words that end no caption, neither before END nor at the greatest length.
         n_best: captions per image, best first; there may be fewer where the vocabulary is tiny.
+        rerank, kept: nothing to the search itself: by what its captions are put into another order afterwards, and how
+            many of them are kept (see `inference.rerank`); "": they are returned as found.
         groups: beams are split into so many groups; each avoids the words the groups before it chose at the same
             step (diverse beam search, Vijayakumar et al. 2016).
         group_penalty: what a group subtracts from a log-probability for each such choice; 0.0: independent groups.
@@ -51,6 +54,8 @@ class SearchOptions:
     suppress: tuple[int, ...] = ()
     bad_endings: tuple[int, ...] = ()
     n_best: int = 1
+    rerank: Literal["", "consensus", "models"] = ""
+    kept: int = 1
     groups: int = 1
     group_penalty: float = 0.5
     keep_finished: bool = False
