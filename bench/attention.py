@@ -94,9 +94,13 @@ def bare_products(decoder: AttentionDecoder, grids: Tensor, beam_size: int) -> N
     F.linear(grids, decoder.value.weight, decoder.value.bias)
     F.linear(grids.mean(1), mean_weight, mean_bias)
     keys = grids.unflatten(2, (decoder.heads, -1)).transpose(1, 2)  # (N, A, G, d), and the values alike
+    inputs = {
+        beams: (grids[:, :beams].reshape(-1, WIDTH), grids[:, : 2 * beams].reshape(-1, 2 * WIDTH))
+        for beams in (1, beam_size)
+    }
     for t in range(WORDS):
         beams = 1 if t == 0 else beam_size
-        rows, wide = grids[:, :beams].flatten(0, 1), grids[:, : 2 * beams].flatten(1).view(len(grids) * beams, -1)
+        rows, wide = inputs[beams]
         for weight, bias in weights.values():
             F.linear(rows if weight.shape[1] == WIDTH else wide, weight, bias)
         queries = keys[:, :, :beams]
