@@ -95,7 +95,7 @@ def test_a_split_is_evaluated_once_whatever_the_batch_size(batch_size, model, ti
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [row["image_id"] for row in rows] == list(range(1016, 1023))
-    found = [float(re.search(rf"{name}:? ([\d.]+)", done.stderr)[1]) for name in ("loss", "CIDEr")]
+    found = [float(re.search(rf"{name}:? ([\d.]+)", done.stdout)[1]) for name in ("loss", "CIDEr")]
     known = RESULTS_OF_A_SPLIT.setdefault("val", found)
     assert found == pytest.approx(known, abs=2e-6)  # the last digit printed
 
@@ -170,7 +170,7 @@ def test_folder_scored_against_references_by_name(model, photos, command, tmp_pa
     (tmp_path / "refs.json").write_text(json.dumps(references))
     done = command(*argv, "--language_eval", 1, "--references", tmp_path / "refs.json")
     assert done.returncode == 0, done.stderr
-    assert "Bleu_1 1.0000" in done.stderr
+    assert "Bleu_1 1.0000" in done.stdout
     assert rows_of(tmp_path / "vis" / "scores.json")["Bleu_1"] == pytest.approx(1)
     kept = rows_of(tmp_path / "vis" / "scores_evalscript.json")
     assert kept["METEOR"] == pytest.approx(1)  # wherever it can be computed
