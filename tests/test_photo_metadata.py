@@ -308,11 +308,11 @@ def test_an_interrupted_run_goes_on_though_photos_have_grown(tiny_model, command
     run = ["eval", folder, "--model", tiny_model, *CPU, "--write_metadata", "embed", "--output", tmp_path / "o.jsonl"]
     append, calls = Journal.append, []
 
-    def once(self, rows, num_done):
-        calls.append(num_done)
+    def once(self, *arguments):
+        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        append(self, rows, num_done)
+        append(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", once)
