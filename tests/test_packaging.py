@@ -87,7 +87,8 @@ def test_the_test_run_installs_every_extra():
     extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
     installed = re.search(r"^scripts/setup (\S+)$", (ROOT / "scripts" / "test").read_text(), re.MULTILINE)
     assert installed
-    assert set(installed[1].split(",")) == extras
+    stores = {"s3", "gs", "hf"}  # no such store can be started here; tests use fsspec's own kinds of address
+    assert set(installed[1].split(",")) == extras - stores
 
 
 @pytest.mark.parametrize("script", ["setup", "demo", "test", "check", "sweep", "fuzz", "../.ci/run"])
