@@ -161,6 +161,7 @@ def test_a_signal_in_stage_one_does_not_begin_stage_two(data, tmp_path):
     assert "--resume auto" in rest and "stage 2" not in rest
 
 
+@pytest.mark.usefixtures("without_java")
 def test_small_data_start_from_the_bundled_model(data, command, tmp_path):
     sizes = data.index("--rnn_size")  # the bundled model has its own, and is asked for no others
     data = data[:sizes] + data[sizes + 4 :]

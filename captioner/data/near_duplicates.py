@@ -69,6 +69,8 @@ class Thumbnails:
         thumbnails = np.stack([self._thumbnails[index] for index in indices])
         contrast = thumbnails.std(axis=1)
         indices, thumbnails = indices[contrast >= _MIN_CONTRAST], thumbnails[contrast >= _MIN_CONTRAST]
+        if not len(indices):  # pictures of one colour each
+            return
         step = _THUMBNAIL_SIDE // _HASH_SIDE
         blocks = thumbnails.reshape(-1, _HASH_SIDE, step, _HASH_SIDE, step).mean(axis=(2, 4))
         signs = np.where(np.diff(blocks, axis=2) > 0, np.float32(1), np.float32(-1)).reshape(len(blocks), -1)
