@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bench import search
 from bench.coco_shaped import V, make_dataset
@@ -51,7 +52,7 @@ def measure(device: torch.device, config: ModelConfig, *, num_images: int, batch
             for size in batches:
                 count = len(dataset.split_indices("test"))
                 contenders = {
-                    "cnn": partial(encode_resident, captioner, dataset, size),
+                    "cnn": partial(encode_resident, captioner, resident_pixels(captioner, dataset, size), count),
                     "all": partial(caption_all, captioner, dataset, size, workers),
                 }
                 seconds = interleave(contenders, ROUNDS)
@@ -63,14 +64,17 @@ def measure(device: torch.device, config: ModelConfig, *, num_images: int, batch
 
 
 @torch.inference_mode()
-def encode_resident(captioner: Captioner, dataset: Dataset, batch_size: int) -> None:
-    """The CNN over as many pictures as the test split has, from pixels that are on the device already."""
-    indices = dataset.split_indices("test")
-    pixels = torch.stack([torch.from_numpy(dataset.images[int(i)].copy()) for i in indices[:batch_size]])
-    pixels = pixels.to(captioner.device)
-    for start in range(0, len(indices), batch_size):
-        features = captioner.models[0].cnn_features(pixels[: len(indices) - start])
+def encode_resident(captioner: Captioner, pixels: Tensor, count: int) -> None:
+    """The CNN over `count` pictures, from a batch of pixels that are on the device already."""
+    for start in range(0, count, len(pixels)):
+        features = captioner.models[0].cnn_features(pixels[: count - start])
     features.sum().item()
+
+
+def resident_pixels(captioner: Captioner, dataset: Dataset, batch_size: int) -> Tensor:
+    """uint8 (batch_size or fewer, 3, 256, 256) on the device."""
+    indices = dataset.split_indices("test")[:batch_size]
+    return torch.stack([torch.from_numpy(dataset.images[int(i)].copy()) for i in indices]).to(captioner.device)
 
 
 def caption_all(captioner: Captioner, dataset: Dataset, batch_size: int, num_workers: int) -> None:

@@ -26,6 +26,7 @@ EPOCH_IMAGES = 113_287
 TARGETS = {"frozen": 60, "fine-tuning": 180}  # seconds an epoch
 BATCHES = (16, 64, 128, 256, 512)
 WARM_UP, PROFILED = 10, 5
+ALONE = Processes()
 
 
 def run() -> None:
@@ -60,13 +61,16 @@ def measure(
                 f"| {memory:.1f} | {EPOCH_IMAGES / rate:.0f} | {TARGETS[kind]} |",
                 flush=True,
             )
+            del trainer  # before the next one is made, whose peak of memory is measured
             best[kind] = max(best.get(kind, (0.0, 0)), (rate, size))
         for kind, (_, size) in best.items():
             print(f"\nWhat bounds {kind} at batch {size}, {PROFILED} iterations:\n")
             profile(make_trainer(config, device, dtype), dataset, size, finetune=kind == "fine-tuning")
 
 
-def make_trainer(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Trainer:
+def make_trainer(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, processes: Processes = ALONE
+) -> Trainer:
     """As caption-train makes it by default, with random weights."""
     torch.manual_seed(0)
     if device.type == "cuda":
@@ -82,7 +86,7 @@ def make_trainer(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
         accumulate=1,
         dtype=dtype,
         seed=0,
-        processes=Processes(),
+        processes=processes,
     )
 
 

@@ -153,6 +153,17 @@ def test_the_gpu_benchmarks_run_tiny_on_the_cpu(bench, capsys, monkeypatch):
     assert "| float32 | 2 |" in out
 
 
+def test_gradients_summed_by_distributed_data_parallel_train_the_same(bench, capsys, monkeypatch):
+    """Which is not why training does without it: see docs/architecture.md."""
+    from bench import ddp
+
+    config = ModelConfig(9567, encoding_size=8, rnn_size=8, cnn_layer="pool5", conv_widths=(2,) * 13)
+    ddp.measure(config, ranks=2, on_gpus=False, images=2, iterations=1)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| fr", "| fi"))]
+    assert len(rows) == 4
+    assert all(float(row[-1].rstrip(" |")) < 1e-6 for row in rows), rows
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
 def test_the_gpu_benchmarks_say_in_one_line_that_there_is_no_gpu(bench, capsys):
     from bench import gpu_eval, gpu_train

@@ -1,4 +1,4 @@
-"""Too little memory in training: smaller pieces of the same batch, with the result of the whole one."""
+"""Too little memory: smaller pieces of the same batch, with the result of the whole one."""
 
 import re
 import subprocess
@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from captioner.data.batch import Batch, FeatureInputs, PixelInputs
+from captioner.data.vocabulary import Vocab
+from captioner.errors import InputError
+from captioner.inference.captioner import Captioner
+from captioner.inference.likelihood import likelihoods
+from captioner.inference.run import evaluate
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import load_checkpoint
+from captioner.model.config import ModelConfig
+from captioner.runtime.memory import is_out_of_memory
+from captioner.search import SearchOptions
 
 CAPTIONS = 2  # per image
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]
@@ -115,6 +124,12 @@ def test_too_little_for_one_image_is_one_line(data, command, tmp_path, monkeypat
 ONE_SMALL_RANK = """
 import os, sys, torch
 from captioner.cli.train import main
+from captioner.data.batch import Batch, FeatureInputs, PixelInputs
+from captioner.data.vocabulary import Vocab
+from captioner.errors import InputError
+from captioner.inference.captioner import Captioner
+from captioner.inference.likelihood import likelihoods
+from captioner.inference.run import evaluate
 from captioner.model.caption_model import CaptionModel
 whole = CaptionModel.loss_sum
 def loss_sum(self, encodings, image_of_caption, labels, *rest):
@@ -136,3 +151,101 @@ def test_processes_may_cut_their_shares_differently(data, command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("injected") == 2  # three images, then two, then one
     assert_same_weights(tmp_path / "one" / "model_id_last.pt", tmp_path / "two" / "model_id_last.pt")
+
+
+WORDS = ["a", "dog", "runs"]
+CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.fixture
+def captioner():
+    torch.manual_seed(0)
+    config = ModelConfig(3, 6, encoding_size=8, rnn_size=8, cnn_layer="pool5", conv_widths=(3,) * 13)
+    return Captioner([CaptionModel(config)], Vocab(WORDS), torch.device("cpu"), torch.float32)
+
+
+def feature_batches(*sizes: int) -> list[Batch]:
+    features = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(0))
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    return [
+        Batch([{}] * size, list(range(start, start + size)), FeatureInputs(features[start : start + size]))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def let_encoding_fail(monkeypatch: pytest.MonkeyPatch, images: int, error: Exception) -> list[int]:
+    tried: list[int] = []
+    whole = CaptionModel.encode
+
+    def encode(self: CaptionModel, inputs: PixelInputs | FeatureInputs) -> Tensor:
+        assert isinstance(inputs, FeatureInputs)
+        tried.append(len(inputs.features))
+        if tried[-1] > images:
+            raise error
+        return whole(self, inputs)
+
+    monkeypatch.setattr(CaptionModel, "encode", encode)
+    return tried
+
+
+def test_captioning_goes_on_in_smaller_pieces_and_remembers_them(captioner, monkeypatch, caplog):
+    def captions() -> list:
+        found = evaluate(captioner, feature_batches(5, 5, 1), SearchOptions(beam_size=2))
+        return [
+            (batch.positions, [[h.tokens for h in hypotheses] for hypotheses in batch.hypotheses]) for batch in found
+        ]
+
+    whole = captions()
+    tried = let_encoding_fail(monkeypatch, 2, CUDNN)
+    assert captions() == whole
+    assert tried == [5, 3, 2, 2, 1, 2, 2, 1, 1]
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "out of memory with 5 images at once",
+        "out of memory with 3 images at once",
+    ]
+    assert next(iter(evaluate(captioner, feature_batches(4), SearchOptions()))).positions == [0, 1, 2, 3]
+    assert max(tried[9:]) <= 2  # the next run of the same model has not forgotten
+
+
+def test_judging_goes_on_in_smaller_pieces(captioner, monkeypatch):
+    texts = [["a dog", "dog runs a"]] * 5
+    whole = [judged for _, judged in likelihoods(captioner, feature_batches(3, 2), texts)]
+    let_encoding_fail(monkeypatch, 1, CUDNN)
+    pieces = [judged for _, judged in likelihoods(captioner, feature_batches(3, 2), texts)]
+    for one, other in zip(sum(whole, []), sum(pieces, []), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def test_too_little_for_one_image_to_caption_is_an_input_error(captioner, monkeypatch):
+    let_encoding_fail(monkeypatch, 0, torch.OutOfMemoryError("injected"))
+    with pytest.raises(InputError, match="out of memory with one image at a time"):
+        list(evaluate(captioner, feature_batches(2), SearchOptions()))
+
+
+def test_other_errors_are_not_too_little_memory(captioner, monkeypatch):
+    let_encoding_fail(monkeypatch, 0, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        list(evaluate(captioner, feature_batches(2), SearchOptions()))
+
+
+@pytest.mark.parametrize(
+    ("error", "too_little"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+    ],
+    ids=str,
+)
+def test_ways_to_say_that_memory_is_too_small(error, too_little):
+    assert is_out_of_memory(error) is too_little

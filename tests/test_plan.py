@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captioner.model.checkpoint import load_checkpoint
-from captioner.training.plan import LiveMemory
+from captioner.runtime.peak_memory import peak_bytes
 
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 300, "--input_encoding_size", 200, "--gpuid", -1, "--batch_size", 4]
 SMALL += ["--seq_per_img", 2, "--num_workers", 0, "--cnn_pixels", "caffe"]
@@ -169,21 +169,12 @@ def test_mistakes_are_found_before_the_run(data, command):
     assert done.returncode == 1 and "--cnn_layer pool5" in done.stderr
 
 
-def test_live_memory_counts_storages_once_and_until_they_are_freed():
-    with LiveMemory() as memory:
-        first = torch.zeros(1000)  # 4,000 bytes
-        second = first + 1  # 8,000
-        del first  # 4,000
-        third = torch.ones(2000)  # 12,000
-        view = third.view(10, 200)
-        view.add_(1)
-        del third, view  # 4,000
-        del second
-        weight = torch.ones(100, 100, requires_grad=True)  # 40,000
-        (weight.exp() * 2).sum().backward()
-    # At most the weight, its gradient and two more of that size are there at a time.
-    assert 120_000 <= memory.peak() <= 160_100
-    assert memory.peak(without=[weight.grad]) <= memory.peak() - 40_000 + 8
-    with LiveMemory() as memory:
-        weight.detach().mul_(2)
-    assert memory.peak() == 0, "what was there before does not count"
+def test_the_peak_of_memory_is_that_of_the_work_alone():
+    def work() -> None:
+        first = torch.ones(10_000_000)  # 40 MB
+        del first
+        torch.ones(20_000_000)
+
+    kept = torch.ones(30_000_000)
+    for _ in range(2):  # what earlier work has freed counts anew
+        assert peak_bytes(work, kept.device) == pytest.approx(80e6, abs=4e6)

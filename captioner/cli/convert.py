@@ -13,7 +13,7 @@ from captioner.runtime.quantities import bytes_text
 if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
     from captioner.model.checkpoint import Checkpoint
 
-Kind = Literal["torch7", "caffe", "pytorch"]
+Kind = Literal["torch7", "caffe", "pytorch", "safetensors"]
 
 LEGACY_PICKLE = b"\x80\x02"  # .pth files from before PyTorch 1.6
 CNN_HINT = "use it as it is: caption-train --cnn_model"
@@ -24,7 +24,7 @@ def build_parser() -> Parser:
     p = Parser(
         prog="caption-convert",
         description="Convert a neuraltalk2 checkpoint (.t7 to .pt), Caffe's VGG16 (.caffemodel to a torchvision .pth), "
-        "or a checkpoint of ours (.pt to _cpu.pt, without resume state; or to .safetensors).",
+        "or a checkpoint of ours (.pt to _cpu.pt, without resume state; or to .safetensors, and back).",
     )
     p.add_argument("path", help="the file to read")
     p.add_argument(
@@ -57,6 +57,7 @@ def convert(path: Path, output: Path | None, dtype: Literal["float32", "float16"
         "torch7": path.with_suffix(".pt"),
         "caffe": path.with_suffix(".pth"),
         "pytorch": path.with_name(f"{path.stem}_cpu.pt"),
+        "safetensors": path.with_suffix(".pt"),
     }
     output = output or default[kind]
     require_output(output, ["model"])
@@ -125,14 +126,24 @@ def inspect_torch7(path: Path, output: Path | None) -> list[tuple[str, str]]:
     return facts
 
 
-KIND_NAMES = {"torch7": "neuraltalk2 checkpoint of Torch7", "pytorch": "captioner checkpoint"}
+KIND_NAMES = {
+    "torch7": "neuraltalk2 checkpoint of Torch7",
+    "pytorch": "captioner checkpoint",
+    "safetensors": "captioner model as .safetensors",
+}
 
 
 def kind_of(path: Path) -> Kind:
     """Told by suffix, else by content."""
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
-    suffixes: dict[str, Kind] = {".t7": "torch7", ".caffemodel": "caffe", ".pt": "pytorch", ".pth": "pytorch"}
+    suffixes: dict[str, Kind] = {
+        ".t7": "torch7",
+        ".caffemodel": "caffe",
+        ".pt": "pytorch",
+        ".pth": "pytorch",
+        ".safetensors": "safetensors",
+    }
     if path.suffix.lower() in suffixes:
         return suffixes[path.suffix.lower()]
     with path.open("rb") as stream:
@@ -141,17 +152,21 @@ def kind_of(path: Path) -> Kind:
         return "pytorch"
     if first and (first[0] <= 8 or first[:1].isdigit()):
         return "torch7"
-    raise InputError(f"{path}: unknown kind of file", expected="a .t7, a .caffemodel or a .pt")
+    raise InputError(f"{path}: unknown kind of file", expected="a .t7, a .caffemodel, a .pt or a .safetensors")
 
 
 def load(path: Path, kind: Kind) -> "Checkpoint":
-    """A checkpoint of either kind."""
+    """A checkpoint of any kind."""
     from captioner.model.checkpoint import load_checkpoint
 
     if kind == "torch7":
         from captioner.convert.neuraltalk2 import load_neuraltalk2
 
         return load_neuraltalk2(path)
+    if kind == "safetensors":
+        from captioner.convert.safetensors import read_safetensors
+
+        return read_safetensors(path)
     if state_dict_of(path):
         raise InputError(f"{path}: PyTorch weights, not a checkpoint of ours", remedy=f"{CNN_HINT} {path}")
     return load_checkpoint(path)

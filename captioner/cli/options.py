@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from captioner import __version__
 from captioner.errors import InputError, printable
 from captioner.runtime import outputs
+from captioner.runtime.memory import is_out_of_memory
 from captioner.runtime.streams import LogFormatter, guarded_streams
 
 _log_level = logging.INFO  # of the command in this process: what --quiet and --verbose say
@@ -289,7 +290,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
             place = error.filename if isinstance(error.filename, str) else "the system"
             problem = InputError(f"{place}: {error.strerror or error}", remedy="check the disk and the file's folder")
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).partition(". ")[0] or "not enough memory"
             remedy = "close what else uses it, take another GPU with --gpuid, or the CPU with --gpuid -1"
@@ -301,15 +302,6 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         _forget_stdout()
         _say(f"{command}: error: {problem}")
         return 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's, numpy's and torch's ways to say it; importing torch here would slow down --help."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
 
 
 def _say(line: str) -> None:

@@ -93,10 +93,10 @@ class TrainingBatches:
         return f"the batch of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
 
     def __call__(self, number: int) -> Batch:
-        """Build batch `number` (this process's share of it)."""
+        """Build batch `number` (this process's rows of it)."""
         rng = np.random.default_rng((self.seed, 2, number))
         indices = self.image_indices(number)
-        # Everything random is drawn for the whole batch before sharing it out: the same for any number of processes.
+        # Everything random is drawn for the whole batch before cutting it up: the same for any number of processes.
         offsets = rng.integers(0, MAX_CROP_OFFSET + 1, size=(len(indices), 2))
         changes, known = self._changed(number, indices)
         captions = [self._choose_captions(of_image, rng) for of_image in known]
@@ -232,6 +232,20 @@ def prefetch(jobs: Iterable[Callable[[], Result]], num_workers: int, ahead: int)
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def pinned_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches in page-locked memory, for a GPU; put together in a thread of their own, one ahead."""
+    iterator = iter(batches)
+
+    def job() -> Batch | None:
+        batch = next(iterator, None)
+        return batch and batch.pin()
+
+    for batch in prefetch(itertools.repeat(job), num_workers=1, ahead=1):
+        if batch is None:
+            return
+        yield batch
 
 
 def _known_captions(of_images: Sequence[np.ndarray]) -> KnownCaptions:

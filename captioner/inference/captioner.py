@@ -11,6 +11,7 @@ from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
+from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32, prepare_for_inference
 
 
@@ -26,12 +27,14 @@ class Captioner:
             float32 converts the CNN in place. The loss of given captions is computed in the decoder's own format.
 
     Attributes:
+        pieces: that batches pass through in, where the memory has been too small for whole ones.
         arithmetic: what it computes with, for people: see `kernels.arithmetic`.
     """
 
     def __init__(self, models: Sequence[CaptionModel], vocab: Vocab, device: torch.device, dtype: torch.dtype) -> None:
         self.models, self.vocab, self.device = list(models), vocab, device
         self.turn = threading.RLock()  # held by the thread that computes
+        self.pieces = Pieces(remedy="free the GPU from other programs, or use the CPU with --gpuid -1")
         self.max_length = min(model.config.max_length for model in models)
         for model in self.models:
             model.to(device).eval()

@@ -42,10 +42,11 @@ def likelihoods(
     """
     encodings: dict[int, list[Tensor]] = {}  # by position, (E,) of each model
     for batch in batches:
-        if batch.positions:
-            with captioner.turn, torch.inference_mode():
-                rows = zip(*captioner.encode(batch.to(captioner.device)), strict=True)
-                encodings.update(zip(batch.positions, map(list, rows), strict=True))
+        while batch.positions and batch.positions[-1] not in encodings:
+            with captioner.turn, torch.inference_mode(), captioner.pieces.of(batch) as pieces:
+                for piece in pieces:
+                    rows = zip(*captioner.encode(piece.to(captioner.device)), strict=True)
+                    encodings.update(zip(piece.positions, map(list, rows), strict=True))
     positions = list(encodings)
     num_others = min(NUM_OTHERS, len(positions) - 1)
     for place, position in enumerate(positions):

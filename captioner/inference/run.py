@@ -1,7 +1,5 @@
 """The only loop over batches: their captions, and the loss of known ones. Training's validation runs through it too."""
 
-import collections
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -10,14 +8,13 @@ import torch
 from torch import Tensor
 
 from captioner.data.batch import Batch
+from captioner.data.batches import pinned_ahead
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
 from captioner.inference.captioner import Captioner
 from captioner.inference.explain import heat_maps
 from captioner.inference.rerank import reranked
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -143,25 +140,21 @@ def captions_of_encodings(
 def evaluate(
     captioner: Captioner, batches: Iterable[Batch], options: SearchOptions, seed: int = 0, explain: bool = False
 ) -> Iterator[Evaluated]:
-    """Caption every batch in turn, in halves where the device's memory is too small for a whole one.
+    """Caption every batch in turn, in smaller pieces where the device's memory is too small for a whole one.
 
     Args:
         explain: with a map per word of where the first model looked (see `heat_maps`).
     """
-    waiting: collections.deque[Batch] = collections.deque()
-    for batch in batches:
-        waiting.append(batch)
+
+    def caption(piece: Batch) -> Evaluated:
+        with captioner.turn:
+            return evaluate_batch(captioner, piece, options, seed, explain)
+
+    for batch in pinned_ahead(batches) if captioner.device.type == "cuda" else batches:
         done: list[Evaluated] = []
-        while waiting:
-            part = waiting.popleft()
-            try:
-                with captioner.turn:
-                    done.append(evaluate_batch(captioner, part, options, seed, explain))
-            except torch.OutOfMemoryError:
-                if len(part.positions) <= 1:
-                    raise
-                log.warning("out of memory with %d images at once: going on with half as many", len(part.positions))
-                waiting.extendleft(reversed(part.split(2)))
+        while not done:  # once more, in smaller pieces, where the memory was too small
+            with captioner.pieces.of(batch) as pieces:
+                done = [caption(piece) for piece in pieces]
         yield _join(done)
 
 

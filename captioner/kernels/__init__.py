@@ -71,7 +71,9 @@ def lstm_weights(lstm: nn.LSTM, layer: int) -> list[Tensor]:
 
 
 def _plain_lstm(lstm: nn.LSTM, inputs: Tensor, counts: list[int]) -> Tensor:
-    return lstm(PackedSequence(inputs, torch.tensor(counts)))[0].data
+    # In float32: cuDNN's LSTM has no bfloat16, and under autocast to that it would take float16, whose range is small.
+    with torch.autocast(inputs.device.type, enabled=False):
+        return lstm(PackedSequence(inputs.to(lstm_weights(lstm, 0)[0].dtype), torch.tensor(counts)))[0].data
 
 
 def _lstm_example(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -66,6 +66,6 @@ class Kernel:
         for found, wanted in self.example(device):
             if found.shape != wanted.shape:
                 raise ValueError(f"shape {tuple(found.shape)} where {tuple(wanted.shape)} was meant")
-            found, wanted = found.detach().double().cpu(), wanted.detach().double().cpu()
+            found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
             differences.append(float((found - wanted).abs().max() / wanted.abs().max()))
         return differences

@@ -25,6 +25,7 @@ from captioner.data.vocabulary import end_id_of
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
+from captioner.runtime.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class RowsOfImages:
         return cls.of(image, len(counts))
 
     def to(self, device: torch.device) -> "RowsOfImages":
-        place = None if self.place is None else self.place.to(device, non_blocking=True)
-        return RowsOfImages(self.image.to(device, non_blocking=True), place, self.width)
+        place = None if self.place is None else upload(self.place, device)
+        return RowsOfImages(upload(self.image, device), place, self.width)
 
     def gather(self, rows: Tensor, num_images: int) -> Tensor:
         """(R, H) -> (N, width, H), 0 where an image has fewer rows."""
@@ -241,7 +242,7 @@ class AttentionDecoder(nn.Module):
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU does not wait at every turn
         rows = RowsOfImages.of(image_of_caption.cpu()[captions.caption], len(encodings)).to(device)
-        hidden = self._hidden(encodings, rows, captions.tokens.to(device, non_blocking=True), captions.counts)
+        hidden = self._hidden(encodings, rows, upload(captions.tokens, device), captions.counts)
         hidden, columns = captions.with_targets(hidden)
         output = self.head(dropout(hidden, self.drop_prob, self.training))
         return output, self.embedding.weight, self.output_bias, columns

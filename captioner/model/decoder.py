@@ -19,6 +19,7 @@ from captioner.data.vocabulary import end_id_of
 from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
+from captioner.runtime.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ class Decoder(nn.Module):
         (V+1,), and the targets' columns (P,)."""
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
-        order, tokens = captions.order.to(device, non_blocking=True), captions.tokens.to(device, non_blocking=True)
+        order, tokens = upload(captions.order, device), upload(captions.tokens, device)
         # By two steps: the gradients of an image's captions add up in the captions' order, as they always have.
-        images = encodings[image_of_caption.to(device, non_blocking=True)][order]
+        images = encodings[upload(image_of_caption, device)][order]
         inputs = torch.cat([images, self.embedding(tokens - 1)])
         hidden = run_lstm(self.lstm, inputs, [len(labels), *captions.counts])[len(labels) :]  # without the image step
         hidden, columns = captions.with_targets(hidden)

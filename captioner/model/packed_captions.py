@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioner.runtime.transfers import upload
+
 
 @dataclass(frozen=True)
 class PackedCaptions:
@@ -35,8 +37,8 @@ class PackedCaptions:
         """Of hidden states (P, H) those that predict something, and which column (id - 1) each shall predict."""
         has_target = self.targets > 0
         if not has_target.all():  # only captions with a 0 amid their words have steps without a target
-            hidden = hidden[has_target.to(hidden.device)]
-        return hidden, (self.targets[has_target] - 1).to(hidden.device, non_blocking=True)
+            hidden = hidden[upload(has_target.nonzero().squeeze(1), hidden.device)]
+        return hidden, upload(self.targets[has_target] - 1, hidden.device)
 
 
 def pack_captions(labels: Tensor, end_id: int) -> PackedCaptions:

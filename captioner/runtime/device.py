@@ -40,6 +40,8 @@ def choose_device(gpuid: int) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         index = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else gpuid
+        if "LOCAL_RANK" in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") and torch.cuda.device_count() == 1:
+            index = 0  # who started the processes has given each of them a GPU of its own
         if index >= torch.cuda.device_count():
             raise InputError(
                 f"--gpuid {index}: this machine has {torch.cuda.device_count()} GPU(s)",
@@ -51,3 +53,8 @@ def choose_device(gpuid: int) -> torch.device:
         return torch.device("mps")
     log.info("no GPU here: running on the CPU (--gpuid -1 silences this line)")
     return torch.device("cpu")
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64; float32 on Apple's GPUs, which have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64

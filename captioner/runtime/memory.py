@@ -1,10 +1,19 @@
-"""How this process deals with freed memory."""
+"""How this process deals with freed memory, and how it is told that there is too little."""
 
 import contextlib
 import ctypes
+import re
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_BLOCK = -1, -3, 2**30
+
+# What torch's errors say where they are no OutOfMemoryError: its allocators for CPUs and Apple's GPUs, the CUDA driver,
+# cuDNN (8, 9) and cuBLAS, whose handle also needs memory and only says that it has not been initialised.
+_TOO_LITTLE = re.compile(
+    "DefaultCPUAllocator: can't allocate memory|MPS backend out of memory|CUDA error: out of memory"
+    "|CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling `?cublasCreate"
+)
 
 
 def keep_freed_memory() -> None:
@@ -16,3 +25,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST_BLOCK)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, numpy's and torch's ways to say it. (By name: importing torch here would slow down --help.)"""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or _TOO_LITTLE.search(str(error)) is not None
+    )

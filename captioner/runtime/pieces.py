@@ -1,15 +1,18 @@
 """Batches that are too large for the device's memory pass through it in pieces."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 
+from captioner.errors import InputError
+from captioner.runtime.memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Part = TypeVar("Part", bound="Divisible")
 
 
@@ -29,39 +32,39 @@ class Pieces:
 
     Args:
         count: pieces to begin with.
+        remedy: what to do where the memory is too small even for one image.
     """
 
-    def __init__(self, count: int = 1) -> None:
-        self.count = count
+    def __init__(self, count: int = 1, remedy: str = "") -> None:
+        self.count, self.remedy = count, remedy
+        self._halved = False
 
-    def each(
-        self, batch: Part, work: Callable[[Part], Result], begin: Callable[[], None] | None = None
-    ) -> list[Result]:
-        """What `work` makes of each piece of the batch, all of the same attempt.
+    @contextlib.contextmanager
+    def of(self, batch: Part) -> Iterator[list[Part]]:
+        """The pieces of a batch, to be worked on within; running out of memory ends that quietly.
 
-        Args:
-            begin: called before every attempt; undoes what one without enough memory left behind.
+        Then nothing has been done, and the next pieces are smaller: whoever asks goes on until it has succeeded.
 
         Raises:
-            torch.OutOfMemoryError: the memory is too small even for one image at a time.
+            InputError: the memory is too small even for one image at a time.
         """
-        while True:
-            if begin:
-                begin()
-            try:
-                return [work(piece) for piece in batch.split(self.count)]
-            except torch.OutOfMemoryError:
-                if math.ceil(len(batch.positions) / self.count) <= 1:
-                    raise
-            # The handler is left before the next attempt: its traceback keeps activations alive.
+        if self._halved and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # not earlier: the failed work has gone only now; smaller blocks fit elsewhere
+        self._halved = False
+        try:
+            yield batch.split(self.count)
+        except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+            if not is_out_of_memory(error):
+                raise
+            if math.ceil(len(batch.positions) / self.count) <= 1:
+                raise InputError("out of memory with one image at a time", remedy=self.remedy) from error
             self._halve(len(batch.positions))
 
     def _halve(self, num_images: int) -> None:
         size = math.ceil(num_images / self.count)
         smaller = math.ceil(size / 2)
         self.count = math.ceil(num_images / smaller)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # blocks of the old sizes are of no use to smaller ones
+        self._halved = True
         log.warning(
             "out of memory with %d images at once: going on with %d, in %d pieces; the results are the same",
             size,

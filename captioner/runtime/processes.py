@@ -35,7 +35,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """The positions 0..count-1 that are this process's, interleaved so that shares differ by one at most."""
+        """Those of 0..count-1 that are this process's, interleaved so that processes differ by one row at most."""
         return range(self.rank, count, self.size)
 
     def sum_(self, tensors: list[Tensor]) -> None:
@@ -69,9 +69,7 @@ class Processes:
 
     def wait(self) -> None:
         """Go on only when every process has come this far."""
-        if self.size > 1:
-            with _peers_needed():
-                dist.barrier()
+        self.gather(None)
 
 
 @contextlib.contextmanager
@@ -119,7 +117,8 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # What is no tensor of a GPU goes through gloo: it notices at once that a process has gone, which nccl does not.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _peers_needed():
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = dist.PrefixStore(_agree_on_a_name(store, rank, size), store)

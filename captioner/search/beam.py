@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captioner.data.vocabulary import end_id_of
 from captioner.kernels import topk
+from captioner.runtime.transfers import download, upload
 from captioner.search.banks import extend_banks
 from captioner.search.candidates import Candidates, ends_of, join
 from captioner.search.options import Hypothesis, SearchOptions
@@ -77,7 +78,7 @@ def beam_search(
         scores, tokens = live.score, live.token
         if not running.all():
             images = images[running]
-            kept = torch.from_numpy(running.nonzero()[0]).to(device)
+            kept = upload(torch.from_numpy(running.nonzero()[0]), device)
             best, scores, tokens, rows = best[kept], scores[kept], tokens[kept], rows[kept]
         tokens, rows = tokens.flatten(), rows.flatten()
         state = state.select(rows)
@@ -144,12 +145,15 @@ def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: Sear
     places = np.full((len(trace), num_images), -1)
     for t, record in enumerate(trace):
         places[t, record.images] = np.arange(len(record.images))
-    live = [[getattr(record.live, name).tolist() for name in ("parent", "token", "logprob")] for record in trace]
+    parts = [(part.parent, part.token, part.logprob, part.score) for one in trace for part in (one.live, one.done)]
+    fetched = iter(download([field for part in parts for field in part]))
+    decided = [([next(fetched) for _ in range(4)], [next(fetched) for _ in range(4)]) for _ in trace]
+    live = [[field.tolist() for field in fields[:3]] for fields, _ in decided]
     ends: list[list[tuple[float, int, int, int, int, float]]] = [[] for _ in range(num_images)]
-    for t, record in enumerate(trace):
-        score = record.done.score.cpu().numpy()
+    for t, (record, (_, done)) in enumerate(zip(trace, decided, strict=True)):
+        score = done[3].numpy()
         found = (score > -math.inf).nonzero()
-        fields = [getattr(record.done, name).cpu().numpy()[found].tolist() for name in ("parent", "token", "logprob")]
+        fields = [field.numpy()[found].tolist() for field in done[:3]]
         ranks = (score[found] / (t + 1) ** options.length_penalty).tolist()
         for image, rank, group, *end in zip(
             record.images[found[0]].tolist(), ranks, found[1].tolist(), *fields, strict=True

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from captioner.data.vocabulary import end_id_of
 from captioner.kernels import topk
+from captioner.runtime.device import widest_float
+from captioner.runtime.transfers import download, upload
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.rules import Rules, State, Step, make_hypothesis
 
@@ -33,7 +35,7 @@ def follow_paths(
         # image draws depends neither on its batch nor on the device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(copies, max_length, dtype=torch.float64, generator=g) for g in generators])
-        uniform = uniform.view(-1, max_length).to(device)
+        uniform = uniform.view(-1, max_length).to(widest_float(device)).to(device)
     rows = np.arange(num_images * copies)
     rules = Rules(options, num_images, vocab_size, max_length, device)
     trace: list[tuple[np.ndarray, Tensor, Tensor]] = []
@@ -53,14 +55,15 @@ def follow_paths(
             break
         if not running.all():
             rows = rows[running]
-            kept = torch.from_numpy(running.nonzero()[0]).to(device)
+            kept = upload(torch.from_numpy(running.nonzero()[0]), device)
             tokens, state = tokens[kept], state.select(kept)
             rules.select(kept)
             if seeds is not None:
                 uniform = uniform[kept]
     paths: list[tuple[list[int], list[float]]] = [([], []) for _ in range(num_images * copies)]
-    for at, ids, values in trace:
-        for row, token, logprob in zip(at.tolist(), ids.tolist(), values.tolist(), strict=True):
+    fetched = iter(download([field for _, *fields in trace for field in fields]))
+    for at, _, _ in trace:
+        for row, token, logprob in zip(at.tolist(), next(fetched).tolist(), next(fetched).tolist(), strict=True):
             paths[row][0].append(token)
             paths[row][1].append(logprob)
     captions = [make_hypothesis(ids, values, end_id) for ids, values in paths]
@@ -71,7 +74,7 @@ def follow_paths(
 
 def _draw(logprobs: Tensor, uniform: Tensor, options: SearchOptions) -> tuple[Tensor, Tensor]:
     """Columns (R, 1) drawn from logprobs (R, V+1) with uniform numbers (R,) in [0, 1), after their logprobs."""
-    weights, order = (logprobs / options.temperature).double(), None
+    weights, order = (logprobs / options.temperature).to(uniform.dtype), None
     if options.top_k or options.top_p < 1:
         weights, order = weights.sort(descending=True)
     weights = weights.softmax(1)
@@ -82,5 +85,6 @@ def _draw(logprobs: Tensor, uniform: Tensor, options: SearchOptions) -> tuple[Te
         weights.masked_fill_(weights.cumsum(1) - weights >= options.top_p, 0)
     cumulative = weights.cumsum(1)
     place = torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(1), right=True)
+    place = place.clamp(max=cumulative.shape[1] - 1)  # in float32 a number below 1 may have become 1
     columns = place if order is None else order.gather(1, place)
     return logprobs.gather(1, columns), columns

@@ -13,6 +13,7 @@ from captioner.data.images import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.record import TrainingRecord
+from captioner.runtime.transfers import Later
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +156,13 @@ class LossMonitor:
     ) -> None:
         self.record, self.first, self.log_every, self.describe = record, first, log_every, describe
         self.trend = trend
-        self._pending: tuple[int, Tensor, bool] | None = None
+        self._pending: tuple[int, Later, bool] | None = None
 
     def note(self, iteration: int, loss: Tensor, *, rewarded: bool = False) -> None:
         """Take the loss of an iteration, or its negative reward if it was `rewarded`, and check the one before."""
+        under_way = Later(loss)
         self.flush()
-        self._pending = (iteration, loss, rewarded)
+        self._pending = (iteration, under_way, rewarded)
 
     def flush(self) -> None:
         """Read and check the last loss; after this every update so far is known to be sound.
@@ -170,8 +172,8 @@ class LossMonitor:
         """
         if self._pending is None:
             return
-        (iteration, tensor, rewarded), self._pending = self._pending, None
-        loss = float(tensor)
+        (iteration, under_way, rewarded), self._pending = self._pending, None
+        loss = float(under_way)
         if not math.isfinite(loss):
             raise InputError(
                 f"iteration {iteration}: the loss is {loss}, on {self.describe(iteration)}",

@@ -155,12 +155,12 @@ def update(
     """
     groups = trainer.trained(finetune)
 
-    def backward(piece: Batch) -> tuple[Tensor, int]:
-        loss_sum, num_targets = trainer.loss_sum(piece, self_critical)
-        loss_sum.backward()
-        return loss_sum.detach(), num_targets
-
-    loss_sum, num_targets = trainer.sum_over_pieces(batch, iteration, groups, backward)
+    losses: list[tuple[Tensor, int]] = []
+    while not losses:  # once more, in smaller pieces, where the memory was too small
+        with trainer.pieces.of(batch) as pieces:
+            trainer.begin(iteration, groups)
+            losses = [_backward(trainer, piece, self_critical) for piece in pieces]
+    loss_sum, num_targets = trainer.sum_over_processes(losses, groups)
     torch._foreach_div_(trainer.gradients(groups), num_targets.float())
     for group in groups:
         group.clip_gradients()
@@ -169,3 +169,10 @@ def update(
     if trainer.average:
         trainer.average.update(iteration)
     return (loss_sum / num_targets).float()
+
+
+def _backward(trainer: Trainer, piece: Batch, self_critical: bool) -> tuple[Tensor, int]:
+    """Add the gradients of a piece of a batch; returns its loss, summed, and over how many targets."""
+    loss_sum, num_targets = trainer.loss_sum(piece, self_critical)
+    loss_sum.backward()
+    return loss_sum.detach(), num_targets

@@ -6,19 +6,17 @@ depends on the images grows in proportion to them. Captions and their lengths ar
 
 import copy
 import dataclasses
-import itertools
 import shutil
 import time
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from captioner.data.batch import Batch
@@ -31,6 +29,7 @@ from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.record import Checkpoint
 from captioner.runtime.device import choose_device
 from captioner.runtime.memory import keep_freed_memory
+from captioner.runtime.peak_memory import peak_bytes
 from captioner.runtime.precision import inference_dtype, prepare_for_inference, training_dtype
 from captioner.runtime.processes import Processes, process_group
 from captioner.runtime.quantities import bytes_text
@@ -52,54 +51,6 @@ from captioner.training.trainer import Trainer
 
 MEASURED_SECONDS = 4.0  # what measuring the time of one kind of iteration may take, about
 PROCESS_BYTES = 0.9e9  # what a training run of next to no weights and images was seen to take on Linux
-
-
-class LiveMemory(TorchDispatchMode):
-    """Follows the bytes of tensors that come to life within, on any device, until they are freed.
-
-    Left out is what kernels ask for inside of themselves.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._events: list[tuple[int, int]] = []  # number of a storage, bytes more or less
-        self._numbers: dict[int, int] = {}  # of the storages that live now, by id
-        self._finalizers: list[weakref.finalize] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):
-            if id(storage) not in self._numbers:  # was there before
-                self._watch(storage, 0)
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if id(storage) not in self._numbers:
-                self._watch(storage, storage.nbytes())
-        return result
-
-    def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
-        for finalizer in self._finalizers:
-            finalizer.detach()
-
-    def peak(self, without: Iterable[Tensor] = ()) -> int:
-        """The most bytes there were at a time, without those of some tensors that are still there."""
-        left_out = {self._numbers[id(storage)] for storage in _storages(list(without))}
-        live = [size for number, size in self._events if number not in left_out]
-        return max(itertools.accumulate(live), default=0)
-
-    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
-        number = len(self._events)
-        self._numbers[id(storage)] = number
-        self._events.append((number, size))
-        self._finalizers.append(weakref.finalize(storage, self._forget, id(storage), number, size))
-
-    def _forget(self, key: int, number: int, size: int) -> None:
-        del self._numbers[key]
-        self._events.append((number, -size))
-
-
-def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
 
 
 def plan_training(**given: Any) -> Iterator[str]:
@@ -195,21 +146,19 @@ def _plan_stage(
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of training: with the CNN frozen, or fine-tuned. Sizes in bytes.
+class Measured:
+    """What a kind of training takes: with the CNN frozen, or fine-tuned. Sizes in bytes.
 
     Attributes:
         optimizer: the states of the update rules.
-        gradients: of all trained parameters.
-        activations: what `images_at_once` need at a time, temporary tensors included.
+        activations: what `images_at_once` need at a time, gradients and temporary tensors included; None if not known.
         seconds: per iteration of the whole batch, without waiting for data; None if not measured.
         measured: how many images the measured iterations had.
     """
 
     trained: int
     optimizer: int
-    gradients: int
-    activations: int
+    activations: int | None
     images_at_once: int
     seconds: float | None
     measured: int
@@ -225,7 +174,7 @@ def measure(
     batch_size: int,
     seq_per_img: int,
     timed: bool,
-) -> Kind:
+) -> Measured:
     """Train a few iterations and tell what they took; the trainer's weights and optimisers change.
 
     Args:
@@ -251,10 +200,9 @@ def measure(
     step(1)  # optimisers make their states in the first step
     peaks = {}
     for size in batch_of:
-        with LiveMemory() as memory:
-            step(size)
-        # Gradients come late, when much of the rest has gone, and do not grow with the batch: they count apart.
-        peaks[size] = memory.peak(without=(p.grad for p in trained if p.grad is not None))
+        for parameter in trained:
+            parameter.grad = None
+        peaks[size] = peak_bytes(partial(step, size), trainer.device)
     at_once = -(-batch_size // trainer.accumulate)
 
     seconds, size = None, 3
@@ -266,11 +214,10 @@ def measure(
             times[size] = min(step(size) for _ in range(3))
         seconds = _extrapolate(times, batch_size)
     states = [group.optimizer.state for group in trainer.groups.values()]
-    return Kind(
+    return Measured(
         trained=_numel(trained),
         optimizer=sum(t.nbytes for t in tree_iter([dict(state) for state in states]) if isinstance(t, Tensor)),
-        gradients=4 * _numel(trained),
-        activations=round(_extrapolate(peaks, at_once)),
+        activations=_extrapolate_bytes(peaks, at_once),
         images_at_once=at_once,
         seconds=seconds,
         measured=size,
@@ -282,6 +229,11 @@ def _extrapolate(measured: Mapping[int, float], size: int) -> float:
     before, last = list(measured)[-2:]
     growth = (measured[last] - measured[before]) / (last - before)
     return measured[last] + max(0.0, growth) * (size - last)
+
+
+def _extrapolate_bytes(measured: Mapping[int, int | None], size: int) -> int | None:
+    known = {images: peak for images, peak in measured.items() if peak is not None}
+    return round(_extrapolate(known, size)) if len(known) > 1 else None
 
 
 @torch.inference_mode()
@@ -300,12 +252,13 @@ def seconds_per_image(model: CaptionModel, device: torch.device, dtype: torch.dt
 
 
 @torch.inference_mode()
-def validation_bytes(model: CaptionModel, device: torch.device, batch_size: int) -> int:
-    """The most that the CNN's forward pass over a batch of validation images takes."""
-    images = torch.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
-    with LiveMemory() as memory:
-        model.cnn_features(images)
-    return memory.peak() * batch_size
+def validation_bytes(model: CaptionModel, device: torch.device, batch_size: int) -> int | None:
+    """The most that the CNN's forward pass over a batch of validation images takes; None if not known."""
+    peaks = {}
+    for size in (1, 3):
+        images = torch.zeros((size, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
+        peaks[size] = peak_bytes(partial(model.cnn_features, images), device)
+    return _extrapolate_bytes(peaks, batch_size)
 
 
 @dataclass(frozen=True)
@@ -321,12 +274,12 @@ class Plan:
         cached_views: what the CNN must look at for it.
         validation_images: 0 with cached features, whose validation takes next to nothing.
         image_seconds: of the CNN alone, per image.
-        validation_bytes: memory of a batch of validation images.
+        validation_bytes: memory of a batch of validation images; None if not known.
         folder: where checkpoints will be written.
     """
 
     model: CaptionModel
-    kinds: dict[str, Kind]
+    kinds: dict[str, Measured]
     used: list[str]
     batch_size: int
     iterations_per_epoch: float
@@ -336,7 +289,7 @@ class Plan:
     validation_images: int
     validation_every: int
     image_seconds: float
-    validation_bytes: int
+    validation_bytes: int | None
     device: torch.device
     folder: Path
 
@@ -357,15 +310,17 @@ class Plan:
         lines: list[str] = []
         weights = _bytes(self.model)
         for name, kind in self.kinds.items():
-            batch = max(kind.gradients + kind.activations, self.validation_bytes)
-            lines.append(
-                f"{'' if lines else 'memory':12} {name}: {bytes_text(weights + kind.optimizer + batch)}: weights"
-                f" {bytes_text(weights)}, optimiser {bytes_text(kind.optimizer)},"
-                f" gradients {bytes_text(kind.gradients)}, activations {bytes_text(kind.activations)}"
-                f" at {kind.images_at_once} images"
-                + (f" (validation {bytes_text(self.validation_bytes)})" if self.validation_bytes == batch else "")
-                + ("" if name in self.used else "; not part of this run")
-            )
+            parts = f"weights {bytes_text(weights)}, optimiser {bytes_text(kind.optimizer)}"
+            if kind.activations is None:
+                told = f"{parts}; gradients and activations cannot be measured on this system"
+            else:
+                batch = max(kind.activations, self.validation_bytes or 0)
+                told = f"{bytes_text(weights + kind.optimizer + batch)}: {parts}, gradients and activations"
+                told += f" {bytes_text(kind.activations)} at {kind.images_at_once} images"
+                if batch > kind.activations:
+                    told += f" (validation {bytes_text(batch)})"
+            other = "" if name in self.used else "; not part of this run"
+            lines.append(f"{'' if lines else 'memory':12} {name}: {told}{other}")
         return [*lines, f"{'':12} and about {bytes_text(PROCESS_BYTES)} for Python and its libraries"]
 
     def _disk(self) -> list[str]:

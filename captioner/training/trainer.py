@@ -12,6 +12,7 @@ from captioner.data.batch import Batch
 from captioner.errors import InputError
 from captioner.kernels import arithmetic, prove_for_training
 from captioner.model.caption_model import CaptionModel
+from captioner.runtime.device import widest_float
 from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
@@ -19,6 +20,12 @@ from captioner.training.optim import clip_elementwise, make_optimizer
 
 # Of a model and a batch with all its references: −reward summed over sampled captions, and their number.
 SelfCriticalLoss = Callable[[CaptionModel, Batch], tuple[Tensor, int]]
+
+
+TOO_LITTLE_MEMORY = (
+    "free the GPU from other programs, lower --seq_per_img or --rnn_size, use --cnn_layer pool5 or "
+    "--finetune_cnn_layers 5, or train on the CPU with --gpuid -1"
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class Trainer:
     ) -> None:
         self.model, self.dtype, self.seed, self.processes = model, dtype, seed, processes
         self.label_smoothing, self.self_critical = label_smoothing, self_critical
-        self.accumulate, self.pieces = accumulate, Pieces(accumulate)
+        self.accumulate, self.pieces = accumulate, Pieces(accumulate, TOO_LITTLE_MEMORY)
         self.device = next(model.parameters()).device
         keep_float32(dtype)
         prove_for_training(self.device)
@@ -204,42 +211,26 @@ class Trainer:
                 return self.self_critical(self.model, batch)
             return self.model(batch.inputs, batch.captions, self.label_smoothing)
 
-    def sum_over_pieces(
-        self, batch: Batch, iteration: int, groups: list[ParameterGroup], work: Callable[[Batch], tuple[Tensor, int]]
-    ) -> Tensor:
-        """Let the whole batch, in pieces that the memory takes, leave its gradients, summed over all processes.
+    def begin(self, iteration: int, groups: list[ParameterGroup]) -> None:
+        """Be as at the beginning of an iteration, whatever an attempt at it without enough memory has left behind."""
+        torch.manual_seed((self.seed * 1_000_003 + iteration) * 1024 + self.processes.rank)
+        for group in groups:
+            group.optimizer.zero_grad(set_to_none=True)
 
-        Processes need not agree on the number of pieces: they meet only when all of their pieces are done.
-        (DistributedDataParallel sums gradients during the last backward pass. A process that runs out of memory there
-        and starts over would leave the others waiting in a sum that it has left; and its means per process would have
-        to be turned into this sum over all targets.)
+    def sum_over_processes(self, losses: list[tuple[Tensor, int]], groups: list[ParameterGroup]) -> Tensor:
+        """Add up the gradients of all processes, and what the pieces of this one came to.
+
+        All at once when the pieces are done, however many they were, and not with DistributedDataParallel, which sums
+        during the last backward pass: see docs/architecture.md and bench/ddp.py.
 
         Args:
-            batch: this process's share of the global batch.
-            work: leaves the gradients of a piece; returns the sum of its losses and the number of its targets.
+            losses: of each piece the sum of its losses and the number of its targets.
 
         Returns:
-            float64 (2,) on the device: the two, summed over all pieces of all processes.
-
-        Raises:
-            InputError: the memory is too small even for one image at a time.
+            (2,) on the device, in its widest type: the two, summed over all pieces of all processes.
         """
-
-        def begin() -> None:
-            torch.manual_seed((self.seed * 1_000_003 + iteration) * 1024 + self.processes.rank)
-            for group in groups:
-                group.optimizer.zero_grad(set_to_none=True)
-
-        try:
-            parts = self.pieces.each(batch, work, begin)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "out of memory with one image at a time",
-                remedy="free the GPU from other programs, lower --seq_per_img or --rnn_size, use --cnn_layer pool5 or "
-                "--finetune_cnn_layers 5, or train on the CPU with --gpuid -1",
-            ) from error
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for loss_sum, num_targets in parts:
+        totals = torch.zeros(2, dtype=widest_float(self.device), device=self.device)
+        for loss_sum, num_targets in losses:
             totals[0] += loss_sum
             totals[1] += num_targets
         self.processes.sum_([totals, *self.gradients(groups)])
