@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import InputError
+from captioner.runtime.transfers import upload
 
 MOST = 8  # requirements at once: states double with each
 
@@ -100,7 +101,7 @@ class Progress:
 
     def __init__(self, automaton: Automaton, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self.words, self.next, self.missing = (
-            torch.from_numpy(table).to(device) for table in (automaton.words, automaton.next, automaton.missing)
+            upload(torch.from_numpy(table), device) for table in (automaton.words, automaton.next, automaton.missing)
         )
         self.num_banks = int(automaton.missing.max()) + 1
         self.state = torch.zeros(num_rows, dtype=torch.long, device=device)  # (R,)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captioner.runtime.transfers import upload
 from captioner.search.options import Hypothesis, SearchOptions
 from captioner.search.requirements import Progress, automaton_of
 
@@ -48,7 +49,7 @@ class Rules:
         looks_back = options.no_repeat_ngram or options.no_immediate_repeat or options.bad_endings
         self.chosen = torch.empty(num_rows, 0, dtype=torch.long, device=device) if looks_back else None  # (R, t)
         self.suppress, self.bad_endings = (
-            torch.tensor(ids, dtype=torch.long, device=device) for ids in (options.suppress, options.bad_endings)
+            upload(torch.tensor(ids, dtype=torch.long), device) for ids in (options.suppress, options.bad_endings)
         )
         self.progress = None
         if options.require:

@@ -1,0 +1,125 @@
+"""What runs on a GPU, without one: devices are not mixed, and the host neither waits nor copies but where it must."""
+
+import pytest
+import torch
+from pretend_gpu import GPU, pretend_gpu
+
+from captioner.data.batch import Batch, KnownCaptions, PixelInputs
+from captioner.data.batches import pinned_ahead
+from captioner.data.vocabulary import Vocab
+from captioner.inference.captioner import Captioner
+from captioner.inference.run import evaluate_batch
+from captioner.model.caption_model import CaptionModel
+from captioner.model.config import ModelConfig
+from captioner.model.record import TrainingRecord
+from captioner.runtime.processes import Processes
+from captioner.search import SearchOptions
+from captioner.training.health_checks import LossMonitor, LossTrend
+from captioner.training.loop import update
+from captioner.training.trainer import Rule, Trainer
+
+WORDS = [f"w{number}" for number in range(12)]
+IMAGES = 4
+# Of the CNN and six steps, with room for a quarter more: the time of a search on a GPU is that of their launches.
+KERNELS = {("lstm", 1): 240, ("lstm", 3): 415, ("attention", 1): 425, ("attention", 3): 660}
+
+
+def make_model(decoder: str) -> CaptionModel:
+    torch.manual_seed(0)
+    model = CaptionModel(
+        ModelConfig(
+            12,
+            6,
+            encoding_size=16,
+            rnn_size=16,
+            drop_prob_lm=0.0,
+            drop_prob_words=0.0,
+            drop_prob_features=0.0,
+            cnn_layer="pool5",
+            conv_widths=(4,) * 13,
+            decoder=decoder,
+        )
+    )
+    with torch.no_grad():  # no caption ends before the longest, so that all steps are taken
+        (model.decoder.output_bias if decoder == "attention" else model.decoder.output.bias)[-1] = -30
+    return model
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 13, (2 * IMAGES, 6), generator=generator)
+    labels[::3, 4:] = 0
+    images = torch.randint(0, 256, (IMAGES, 3, 256, 256), dtype=torch.uint8, generator=generator)
+    inputs = PixelInputs(images, torch.randint(0, 33, (IMAGES, 2), generator=generator))
+    captions = KnownCaptions(labels, torch.arange(IMAGES).repeat_interleave(2))
+    return Batch([{}] * IMAGES, list(range(IMAGES)), inputs, captions)
+
+
+def make_trainer(decoder: str, device: torch.device) -> Trainer:
+    rule = Rule("adam", learning_rate=0.01, alpha=0.8, beta=0.999, epsilon=1e-8)
+    return Trainer(
+        make_model(decoder).to(device),
+        lm_rule=rule,
+        cnn_rule=rule,
+        finetune_from_block=1,
+        grad_clip=0.1,
+        cnn_weight_decay=0.0,
+        accumulate=1,
+        dtype=torch.float32,
+        seed=0,
+        processes=Processes(),
+    )
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
+    wanted = update(make_trainer(decoder, torch.device("cpu")), make_batch(), 0, rate_factor=1.0, finetune=True)
+
+    def backward(_: torch.Tensor) -> None:  # torch's own needs a driver for GPUs
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with pretend_gpu(monkeypatch) as gpu:
+        trainer = make_trainer(decoder, GPU)
+        batch = next(iter(pinned_ahead([make_batch()])))
+        gpu.book.clear()
+        loss = update(trainer, batch, 0, rate_factor=1.0, finetune=True)
+        assert not gpu.lines("wait", "download", "upload, pageable"), gpu.book
+        assert gpu.count("upload") <= 7, gpu.book  # pixels, crops, and what the decoder arranges
+        assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_loss_of_an_iteration_is_fetched_once_and_read_an_iteration_later(monkeypatch):
+    with pretend_gpu(monkeypatch) as gpu:
+        monitor = LossMonitor(TrainingRecord(), None, 1, str, LossTrend(12))
+        for iteration in range(3):
+            monitor.note(iteration, torch.full((), 2.5, device=GPU))
+        monitor.flush()
+        assert monitor.record.loss_history == {0: 2.5, 1: 2.5, 2: 2.5}
+        assert gpu.lines("download", "wait") == {"runtime/transfers.py: __init__"}
+        assert gpu.count("download", "wait") == 3
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+def test_a_search_asks_once_a_step_and_fetches_what_it_found_in_one_piece(decoder, beam_size, monkeypatch):
+    options = SearchOptions(beam_size=beam_size)
+    vocab, bare = Vocab(WORDS), Batch([{}] * IMAGES, list(range(IMAGES)), make_batch().inputs)
+    plain = Captioner([make_model(decoder)], vocab, torch.device("cpu"), torch.float32)
+    wanted = [[h.tokens for h in own] for own in evaluate_batch(plain, bare, options, 0).hypotheses]
+    with pretend_gpu(monkeypatch) as gpu:
+        captioner = Captioner([make_model(decoder)], vocab, GPU, torch.float32)
+        batch = next(iter(pinned_ahead([bare])))
+        gpu.book.clear()
+        gpu.kernels = 0
+        found = evaluate_batch(captioner, batch, options, 0)
+        assert [[h.tokens for h in own] for own in found.hypotheses] == wanted
+        steps = 6
+        assert not gpu.lines("upload, pageable"), gpu.book
+        assert gpu.count("upload") <= 4, gpu.book  # pixels and crops, and which words are never said or never last
+        # Once a step whether all have ended; in the end ids and numbers. Where rows of images are regrouped, an
+        # attending decoder asks how many there are, twice a step.
+        regrouping = 2 * (steps - 1) if decoder == "attention" and beam_size > 1 else 0
+        assert gpu.count("download", "wait") <= steps + 2 + regrouping, gpu.book
+        assert gpu.kernels <= KERNELS[decoder, beam_size], gpu.kernels
