@@ -18,8 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from captioner.errors import InputError
 
-# A killed rank must stop the others soon, not after the default half hour; feature caching of rank 0 takes minutes.
-PATIENCE = datetime.timedelta(minutes=10)
+# A rank that hangs must stop the others soon, not after the default half hour. Where one works while the others wait
+# (CNN features of a large data set take hours) only its death does, which gloo notices at once.
+PATIENCE, LONG_PATIENCE = datetime.timedelta(minutes=10), datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    patient: Any = None  # torch's group of all processes that `wait` uses
 
     @property
     def is_main(self) -> bool:
@@ -68,8 +70,10 @@ class Processes:
         return min(self.gather(value))
 
     def wait(self) -> None:
-        """Go on only when every process has come this far."""
-        self.gather(None)
+        """Go on only when every process has come this far, however long one of them works."""
+        if self.size > 1:
+            with _peers_needed():
+                dist.barrier(group=self.patient)
 
 
 @contextlib.contextmanager
@@ -123,7 +127,8 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = dist.PrefixStore(_agree_on_a_name(store, rank, size), store)
         dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
-    processes = Processes(rank, size)
+        patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+    processes = Processes(rank, size, patient)
     try:
         if not processes.is_main:
             logging.getLogger().setLevel(logging.ERROR)  # what there is to say, the main process says
