@@ -171,9 +171,9 @@ def test_mistakes_are_found_before_the_run(data, command):
 
 def test_the_peak_of_memory_is_that_of_the_work_alone():
     def work() -> None:
-        first = torch.ones(10_000_000)  # 40 MB
+        first = torch.ones(20_000_000)  # 80 MB
         del first
-        torch.ones(20_000_000)
+        torch.ones(10_000_000)
 
     kept = torch.ones(30_000_000)
     for _ in range(2):  # what earlier work has freed counts anew
