@@ -233,6 +233,7 @@ def test_it_raises_the_reward_and_the_score(data, command, tmp_path):
     assert command("train", *first, "--checkpoint_path", tmp_path / "a").returncode == 0
     second = [*data, "--start_from", tmp_path / "a" / "model_id.pt", "--self_critical_after", 0, "--max_iters", 60]
     second += ["--save_checkpoint_every", 60, "--language_eval", 1, "--checkpoint_path", tmp_path / "b"]
+    second += ["--drop_prob_lm", 0, "--drop_prob_words", 0, "--drop_prob_features", 0]
     done = command("train", *second)
     assert done.returncode == 0, done.stderr
     history = list(load_checkpoint(tmp_path / "b" / "model_id_last.pt").record.reward_history.values())
