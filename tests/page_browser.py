@@ -101,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
     writer = VisWriter(tmp_path / "vis")
     captions = [("a cat sits", 0.9, 0.5, 0.8), ("a red cup", 0.9, 0.03, 0.1), ("two dogs play", 0.99, 0.99, 0.99)]
     rows = []
-    for number, (photo, caption) in enumerate(zip(EXAMPLES[2:5], captions, strict=True), start=1):
+    for number, (photo, caption) in enumerate(zip(EXAMPLES[3:6], captions, strict=True), start=1):
         best, other = described(*caption), described("something else", 0.2, 0.2)
         (added,) = writer.add_pictures([(number, photo)])
         rows.append({"image_id": number, **best, "file_name": f"{number}.jpg", **added, "n_best": [best, other]})

@@ -38,7 +38,7 @@ def test_the_file_decides_and_the_user_overrules():
     suited = SearchOptions(beam_size=3, length_penalty=0.7, no_immediate_repeat=True, suppress=(5,), bad_endings=(3, 1))
     assert model.search_options() == suited
     assert model.search_options(beam_size=1) == dataclasses.replace(suited, beam_size=1)
-    assert model.search_options(n_best=4) == dataclasses.replace(suited, beam_size=4, n_best=4)
+    assert model.search_options(n_best=4) == dataclasses.replace(suited, beam_size=4, n_best=4, kept=4)
     free = {"length_penalty": 0.0, "no_immediate_repeat": False, "suppress_unk": False, "bad_endings": []}
     assert model.search_options(beam_size=2, **free) == SearchOptions(beam_size=2)
     assert model.search_options(bad_endings=["runs"]).bad_endings == (4,)

@@ -22,7 +22,7 @@ EVERY = {
 def test_every_fault_is_one_line_and_old_files_stay(name: str, tmp_path: Path) -> None:
     with pictures_server() as server:
         faults, ended = inject(name, tmp_path / "run", server, EVERY.get(name, 5))
-    assert faults > 2 and ended
+    assert faults > 1 and ended
 
 
 def test_faults_cost_a_training_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import h5py
 import pytest
 import torch
 
+from captioner.data.batch import PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel, build_model, make_decoder
 from captioner.model.checkpoint import Checkpoint, TrainingRecord, load_checkpoint
@@ -69,7 +70,7 @@ def test_shared_words_keep_their_logits(start):
         for model, vocabulary in ((old, OLD), (new, words)):
             ids = {word: k for k, word in enumerate([*vocabulary, "<start>"], start=1)}
             columns = [ids[word] - 1 for word in [*shared, "<start>"]]
-            state = model.decoder.start(model.encode(images))
+            state = model.decoder.start(model.encode(PixelInputs(images)))
             steps = []
             for word in spoken:
                 step, state = model.decoder.step(torch.full((3,), ids[word]), state)

@@ -153,7 +153,7 @@ def test_what_is_saved_goes_through_caption_prepro(browser, serve, folder, tmp_p
     browser.press("1", Keys.ARROW_RIGHT, "1")
     raw = tmp_path / "corrected.json"
     raw.write_text(browser.run("return EXPORTS.raw[2]()"))
-    for number, photo in enumerate(EXAMPLES[2:4], start=1):
+    for number, photo in enumerate(EXAMPLES[3:5], start=1):
         (tmp_path / f"{number}.jpg").write_bytes(photo.read_bytes())
     argv = ["--input_json", str(raw), "--num_val", "1", "--images_root", str(tmp_path), "--word_count_threshold", "0"]
     argv += ["--output_json", str(tmp_path / "data.json"), "--output_h5", str(tmp_path / "data.h5")]

@@ -52,7 +52,7 @@ def assert_state_is_good(folder: Path, iteration: int) -> None:
     assert state.checkpoint.record.iteration == iteration >= last.record.iteration >= best.record.iteration
     for checkpoint in (state.checkpoint, last, best):
         assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
-    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".html"}
+    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".jsonl", ".html"}
 
 
 def assert_goes_on(data: list, folder: Path, undisturbed: Path, command) -> None:
