@@ -139,9 +139,8 @@ def inject(name: str, folder: Path, server: str, every: int = 1) -> tuple[int, i
             if not path.endswith(CHANGING):
                 assert now.get(path) in (content, newest.get(path)), (name, at, path)
         before = now
-        assert not [path for path in now if path.endswith(".tmp")], (name, at, sorted(now))
-    _must_work(folder, name)  # and takes over the lock of a command that could not open it to give it back
-    assert not [path for path in files_of(folder) if path.endswith((".tmp", ".lock"))], name
+        assert not [path for path in now if path.endswith((".tmp", ".lock"))], (name, at, sorted(now))
+    _must_work(folder, name)
     return faults, ended
 
 

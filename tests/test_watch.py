@@ -27,7 +27,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @pytest.fixture(params=["watchdog", "polling"])
 def folder(request, tmp_path, monkeypatch) -> Iterator[WatchedFolder]:
-    monkeypatch.setattr(captioner.inference.watch, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(captioner.inference.watch, "SETTLE_SECONDS", 0.6)
     monkeypatch.setattr(captioner.inference.watch, "POLL_SECONDS", 0.2)
     if request.param == "polling":
         monkeypatch.setitem(sys.modules, "watchdog.observers", None)

@@ -34,7 +34,7 @@ def sole_run(path: Path, what: str) -> Iterator[None]:
         InputError: somebody alive holds it, or it cannot be written.
     """
     try:
-        mark = _take(path, what)
+        ours = _take(path, what)
     except OSError as error:
         raise cannot_write(path, error) from error
     done = threading.Event()
@@ -44,11 +44,12 @@ def sole_run(path: Path, what: str) -> Iterator[None]:
     finally:
         done.set()
         with contextlib.suppress(OSError):
-            if path.read_bytes() == mark:  # still ours
+            if _identity(path) == ours:
                 path.unlink()
 
 
-def _take(path: Path, what: str) -> bytes:
+def _take(path: Path, what: str) -> tuple[int, int]:
+    """Make the lock file; returns its `_identity`."""
     holder = {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -65,15 +66,21 @@ def _take(path: Path, what: str) -> bytes:
         while True:
             try:
                 os.link(temporary, path)
-                return mark
+                return _identity(temporary)
             except FileExistsError:
                 _remove_if_dead(path, temporary, what)
             except (OSError, NotImplementedError):  # a file system without links
                 with open(path, "xb") as stream:
                     stream.write(mark)
-                return mark
+                return _identity(path)
     finally:
         os.unlink(temporary)
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Which file this is: unlike its content, known without reading, which may fail."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _remove_if_dead(path: Path, temporary: str, what: str) -> None:
