@@ -170,6 +170,7 @@ def test_mistakes_are_found_before_the_run(data, command):
 def test_the_peak_of_memory_is_that_of_the_work_alone():
     code = """
 import torch
+from captioner.runtime.peak_memory import peak_bytes
 def work():
     first = torch.ones(20_000_000)  # 80 MB
     del first
