@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.lm_train import IMAGES, WIDTH, our_iteration
 from bench.search import WORDS, decode, waited
-from bench.timing import interleave, milliseconds, ratio
+from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.kernels import can_pack
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.runtime.memory import keep_freed_memory
@@ -38,7 +38,7 @@ def training(device: torch.device) -> None:
     vectors, grids = torch.rand(IMAGES, WIDTH, device=device), torch.rand(IMAGES, CELLS, WIDTH, device=device)
     print(f"Training iteration, {len(labels)} captions on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | LSTM, ms | attention, ms | ratio |\n|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes(device):
         seconds = interleave(
             {
                 "lstm": our_iteration(vectors, labels, dtype),
@@ -55,7 +55,7 @@ def searching(device: torch.device) -> None:
     """ms of the products, ms of the search, and the ratio."""
     print(f"\nDecoding {WORDS} words on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | images | beam | products alone, ms | search, ms | ratio |\n|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes(device):
         decoder = make_decoder(device, dtype)
         for num_images, beam_size in ((16, 1), (16, 3), (64, 3)):
             grids = torch.randn(num_images, CELLS, WIDTH, device=device)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.gpu_train import make_trainer
-from bench.timing import interleave, milliseconds, ratio
+from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.data.batch import Batch, FeatureInputs, KnownCaptions
 from captioner.model.config import DecoderKind, ModelConfig
 from captioner.model.packed_captions import caption_targets
@@ -31,16 +31,14 @@ def run() -> None:
     features = torch.rand(IMAGES, WIDTH, device=device)
     captions = random_captions(np.random.default_rng(0), IMAGES * CAPTIONS)
     labels = torch.from_numpy(captions.astype(np.int64))
-    contenders = {
-        "plain, fp32": plain_iteration(features, labels.to(device), torch.float32),
-        "plain, bf16 autocast": plain_iteration(features, labels.to(device), torch.bfloat16),
-        "captioner, fp32": our_iteration(features, labels, torch.float32),
-        "captioner, bf16 autocast": our_iteration(features, labels, torch.bfloat16),
-    }
-    seconds = interleave({name: contenders[name] for name in list(contenders)[:2]})
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16 autocast"}
+    wanted = {names[dtype]: dtype for dtype in dtypes(device)}
+    plain = {f"plain, {name}": plain_iteration(features, labels.to(device), dtype) for name, dtype in wanted.items()}
+    ours = {f"captioner, {name}": our_iteration(features, labels, dtype) for name, dtype in wanted.items()}
+    seconds = interleave(plain)
     # From here on as the commands do: the plain iteration is measured before and after.
     keep_freed_memory()
-    kept = interleave(contenders)
+    kept = interleave(plain | ours)
     print(f"Training iteration, {len(labels)} captions on {device} ({torch.get_num_threads()} threads)\n")
     print("| | ms | plain fp32 / this | original's least / this |\n|---|---|---|---|")
     for name, values in [*seconds.items(), *((f"{name}, freed memory kept", times) for name, times in kept.items())]:

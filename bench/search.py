@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from bench.timing import interleave, milliseconds, ratio
+from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.kernels import can_pack
 from captioner.model.decoder import Decoder
 from captioner.search import SearchOptions, search
@@ -22,7 +22,7 @@ def run() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"Decoding {WORDS} words on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | images | beam | products alone, ms | search, ms | ratio |\n|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes(device):
         decoder = make_decoder(device, dtype)
         for num_images, beam_size in ((16, 1), (16, 3), (64, 1), (64, 3)):
             features = torch.randn(num_images, WIDTH, device=device)

@@ -4,6 +4,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
+from captioner.runtime.hardware import multiplies_bf16
+
 
 def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
     """Seconds of every round by contender, after one unmeasured round."""
@@ -28,3 +32,8 @@ def ratio(numerator: list[float], denominator: list[float]) -> str:
     """Median (least to greatest) of the rounds' ratios."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    """The precisions worth measuring: without instructions for it, bfloat16 is emulated, or refused by torch's LSTM."""
+    return [torch.float32, torch.bfloat16] if multiplies_bf16(device) else [torch.float32]

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -19,6 +19,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import Encoder
+from captioner.training import loop
 
 # Tiny models: a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -75,6 +76,26 @@ def java_says_one(
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 TINY_WORDS = ["a", "picture", "red", "green", "blue", "grey", "all", "is", "it", "UNK"]
 TINY_SPLITS = ["train"] * 16 + ["val"] * 7 + ["test"] * 5
+
+
+@pytest.fixture
+def crash_at_iteration(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """A context in which training must fail when it begins that iteration."""
+
+    @contextlib.contextmanager
+    def crash(at: int) -> Iterator[None]:
+        update = loop.update
+
+        def fails(trainer, batch, iteration, **arguments):
+            if iteration == at:
+                raise RuntimeError("injected")
+            return update(trainer, batch, iteration, **arguments)
+
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="injected"):
+            patched.setattr(loop, "update", fails)
+            yield
+
+    return crash
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_decoder import some_labels
+from test_decoder import loss_sum, some_labels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,7 +80,7 @@ def test_gradients_agree_with_finite_differences():
     grids = some_grids().requires_grad_()
 
     def loss(encodings: Tensor, *_: Tensor) -> Tensor:
-        total, num_targets = decoder.loss_sum(encodings, IMAGE_OF_CAPTION, labels)
+        total, num_targets = loss_sum(decoder, encodings, IMAGE_OF_CAPTION, labels)
         return total / num_targets
 
     assert torch.autograd.gradcheck(loss, (grids, *decoder.parameters()))
@@ -100,11 +100,11 @@ def test_loss_is_the_mean_over_the_targets_of_the_full_forward_pass():
             if word or not ended:
                 terms.append(-logprobs[n, t, (word or decoder.end_id) - 1])
             ended |= word == 0
-    total, count = decoder.loss_sum(grids, IMAGE_OF_CAPTION, labels)
+    total, count = loss_sum(decoder, grids, IMAGE_OF_CAPTION, labels)
     assert count == len(terms)
     torch.testing.assert_close(total, torch.stack(terms).sum())
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    shuffled = decoder.loss_sum(grids, IMAGE_OF_CAPTION[order], F.pad(labels, (0, 9))[order])
+    shuffled = loss_sum(decoder, grids, IMAGE_OF_CAPTION[order], F.pad(labels, (0, 9))[order])
     torch.testing.assert_close(shuffled[0], total)
 
 
@@ -112,12 +112,12 @@ def test_loss_under_autocast_is_the_same_loss():
     torch.manual_seed(0)
     decoder, labels = make_decoder(vocab_size=300, rnn=32).float(), some_labels(num=70, vocab_size=300)
     grids, image = some_grids(20).float(), torch.arange(70) % 20
-    exact, count = decoder.loss_sum(grids, image, labels)
+    exact, count = loss_sum(decoder, grids, image, labels)
     (exact / count).backward()
     expected = [parameter.grad.clone() for parameter in decoder.parameters()]
     decoder.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = decoder.loss_sum(grids, image, labels)
+        rounded, _ = loss_sum(decoder, grids, image, labels)
     (rounded / count).backward()
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
@@ -130,7 +130,7 @@ def test_dropout_acts_in_training_mode_only():
     decoder, labels, grids = make_decoder(), some_labels(), some_grids()
 
     def different_losses() -> int:
-        return len({float(decoder.loss_sum(grids, IMAGE_OF_CAPTION, labels)[0]) for _ in range(2)})
+        return len({float(loss_sum(decoder, grids, IMAGE_OF_CAPTION, labels)[0]) for _ in range(2)})
 
     assert different_losses() == 1
     decoder.train()
@@ -146,7 +146,7 @@ def test_a_new_model_guesses_and_a_tiny_set_is_learnt_by_heart():
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        total, count = decoder.loss_sum(grids, torch.arange(6), labels)
+        total, count = loss_sum(decoder, grids, torch.arange(6), labels)
         (total / count).backward()
         optimizer.step()
         losses.append(total.item() / count)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioner.kernels import can_pack, dropout
+from captioner.kernels import can_pack, dropout, output_loss
 from captioner.model.decoder import Decoder
 from captioner.model.packed_captions import caption_targets
 
@@ -24,6 +24,12 @@ def make_decoder(vocab_size: int = 5, encoding: int = 4, rnn: int = 8, layers: i
     return Decoder(vocab_size, encoding, rnn, layers, 0.5).double().eval()
 
 
+def loss_sum(decoder, encodings, image_of_caption, labels, label_smoothing=0.0) -> tuple[Tensor, int]:
+    """As `CaptionModel.loss_sum`, of a decoder alone."""
+    output = decoder.output_of(encodings, image_of_caption, labels)
+    return output_loss(*output, label_smoothing), len(output[-1])
+
+
 def some_labels(num: int = 6, length: int = 7, vocab_size: int = 5) -> Tensor:
     """Full captions, but row 0 has 3 words, row 3 has 4 and row 4 none."""
     labels = torch.randint(1, vocab_size + 1, (num, length), generator=torch.Generator().manual_seed(1))
@@ -33,7 +39,7 @@ def some_labels(num: int = 6, length: int = 7, vocab_size: int = 5) -> Tensor:
 
 def mean_loss(decoder: Decoder, features: Tensor, labels: Tensor) -> Tensor:
     """Of captions with an image each."""
-    total, count = decoder.loss_sum(features, torch.arange(len(labels)), labels)
+    total, count = loss_sum(decoder, features, torch.arange(len(labels)), labels)
     return total / count
 
 
@@ -126,7 +132,7 @@ def test_loss_is_the_mean_over_the_targets_of_the_full_forward_pass(layers):
             if word or not ended:
                 terms.append(-logprobs[n, t, (word or decoder.end_id) - 1])
             ended |= word == 0
-    total, count = decoder.loss_sum(features, torch.arange(6), labels)
+    total, count = loss_sum(decoder, features, torch.arange(6), labels)
     assert count == len(terms)
     torch.testing.assert_close(total, torch.stack(terms).sum())
     torch.testing.assert_close(mean_loss(decoder, features, labels), torch.stack(terms).mean())
@@ -146,7 +152,7 @@ def test_padding_costs_no_work(layers):
     decoder, labels = make_decoder(vocab_size=50, layers=layers), some_labels()
     features = torch.randn(6, 4).double()
     with FlopCounterMode(display=False) as counter:
-        total, targets = decoder.loss_sum(features.requires_grad_(), torch.arange(6), F.pad(labels, (0, 9)))
+        total, targets = loss_sum(decoder, features.requires_grad_(), torch.arange(6), F.pad(labels, (0, 9)))
     assert targets == 8 * 3 + 4 + 5 + 1
     # 32 gates; 4 numbers come in from below and 8 from the step before, which the image step does not have.
     first, further = (targets + 6) * 4 + targets * 8, (targets + 6) * 8 + targets * 8
@@ -266,7 +272,7 @@ def test_logprobs_losses_and_gradients_are_the_originals(original):
         assert (decoder(features[image_of_caption], labels) - logprobs)[computed].abs().max() < 1e-4
 
         decoder.zero_grad()
-        total, count = decoder.loss_sum(features, image_of_caption, labels)
+        total, count = loss_sum(decoder, features, image_of_caption, labels)
         (total / count).backward()
         assert count == facts["n_targets"]
         assert abs(total.item() / count - facts["loss"]) < 1e-5

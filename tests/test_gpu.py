@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_decoder import make_decoder
+from trainers import make_trainer
 
 from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.vocabulary import Vocab
@@ -14,10 +15,8 @@ from captioner.inference.captioner import Captioner
 from captioner.inference.run import evaluate_batch
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
-from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions, search
 from captioner.training.loop import update
-from captioner.training.trainer import Rule, Trainer
 
 CONFIG = ModelConfig(12, 6, encoding_size=16, rnn_size=24, drop_prob_lm=0.0, cnn_layer="pool5", conv_widths=(8,) * 13)
 
@@ -42,22 +41,6 @@ def make_batch() -> Batch:
     )
 
 
-def make_trainer(device: str) -> Trainer:
-    rule = Rule("sgd", learning_rate=0.1, alpha=0.8, beta=0.999, epsilon=1e-8)
-    return Trainer(
-        make_model().to(device),
-        lm_rule=rule,
-        cnn_rule=rule,
-        finetune_from_block=1,
-        grad_clip=0.1,
-        cnn_weight_decay=0.0,
-        accumulate=1,
-        dtype=torch.float32,
-        seed=0,
-        processes=Processes(),
-    )
-
-
 @pytest.fixture
 def exact_products(monkeypatch):
     """float32 products without TF32."""
@@ -67,7 +50,7 @@ def exact_products(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("finetune", [False, True])
 def test_a_training_step_changes_the_weights_as_on_the_cpu(finetune, exact_products):
-    here, there = make_trainer("cpu"), make_trainer("cuda")
+    here, there = make_trainer(make_model()), make_trainer(make_model().to("cuda"))
     losses = [update(trainer, make_batch(), 0, rate_factor=1.0, finetune=finetune) for trainer in (here, there)]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
     for (name, ours), theirs in zip(here.model.named_parameters(), there.model.parameters(), strict=True):
@@ -125,7 +108,7 @@ def test_a_search_waits_for_the_gpu_only_to_end_early(beam_size):
 
 @pytest.mark.gpu
 def test_a_training_step_never_waits_for_the_gpu():
-    trainer, batch = make_trainer("cuda"), make_batch().pin()
+    trainer, batch = make_trainer(make_model().to("cuda")), make_batch().pin()
     update(trainer, batch, 0, rate_factor=1.0, finetune=True)
     assert synchronisations(lambda: update(trainer, batch, 1, rate_factor=1.0, finetune=True)) == 0
 

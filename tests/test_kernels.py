@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY_WORDS
 from torch import Tensor
+from trainers import make_trainer
 
 from captioner import kernels
 from captioner.data.batch import Batch, KnownCaptions, PixelInputs
@@ -20,9 +21,8 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.config import ModelConfig
 from captioner.output.rows import caption_row
-from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions
-from captioner.training.trainer import Rule, Trainer
+from captioner.training.trainer import Trainer
 
 CONFIG = ModelConfig(
     len(TINY_WORDS), 5, encoding_size=16, rnn_size=24, num_layers=2, cnn_layer="pool5", conv_widths=(8,) * 13
@@ -87,18 +87,7 @@ def make_captioner_of(dtype: torch.dtype) -> Captioner:
 
 
 def make_trainer_of(dtype: torch.dtype) -> Trainer:
-    return Trainer(
-        make_model(),
-        lm_rule=Rule("sgd", learning_rate=0.1, alpha=0.8, beta=0.999, epsilon=1e-8),
-        cnn_rule=None,
-        finetune_from_block=1,
-        grad_clip=0.1,
-        cnn_weight_decay=0.0,
-        accumulate=1,
-        dtype=dtype,
-        seed=0,
-        processes=Processes(),
-    )
+    return make_trainer(make_model(), dtype=dtype, trains_cnn=False)
 
 
 def losses_and_gradients(model: CaptionModel) -> list[Tensor]:

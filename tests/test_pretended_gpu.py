@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pretend_gpu import GPU, pretend_gpu
+from trainers import make_trainer
 
 from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.batches import pinned_ahead
@@ -12,11 +13,9 @@ from captioner.inference.run import evaluate_batch
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.model.record import TrainingRecord
-from captioner.runtime.processes import Processes
 from captioner.search import SearchOptions
 from captioner.training.health_checks import LossMonitor, LossTrend
 from captioner.training.loop import update
-from captioner.training.trainer import Rule, Trainer
 
 WORDS = [f"w{number}" for number in range(12)]
 IMAGES = 4
@@ -55,25 +54,9 @@ def make_batch() -> Batch:
     return Batch([{}] * IMAGES, list(range(IMAGES)), inputs, captions)
 
 
-def make_trainer(decoder: str, device: torch.device) -> Trainer:
-    rule = Rule("adam", learning_rate=0.01, alpha=0.8, beta=0.999, epsilon=1e-8)
-    return Trainer(
-        make_model(decoder).to(device),
-        lm_rule=rule,
-        cnn_rule=rule,
-        finetune_from_block=1,
-        grad_clip=0.1,
-        cnn_weight_decay=0.0,
-        accumulate=1,
-        dtype=torch.float32,
-        seed=0,
-        processes=Processes(),
-    )
-
-
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
 def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
-    wanted = update(make_trainer(decoder, torch.device("cpu")), make_batch(), 0, rate_factor=1.0, finetune=True)
+    wanted = update(make_trainer(make_model(decoder), "adam", 0.01), make_batch(), 0, rate_factor=1.0, finetune=True)
 
     def backward(_: torch.Tensor) -> None:  # torch's own needs a driver for GPUs
         for parameter in trainer.model.parameters():
@@ -81,7 +64,7 @@ def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     with pretend_gpu(monkeypatch) as gpu:
-        trainer = make_trainer(decoder, GPU)
+        trainer = make_trainer(make_model(decoder).to(GPU), "adam", 0.01)
         batch = next(iter(pinned_ahead([make_batch()])))
         gpu.book.clear()
         loss = update(trainer, batch, 0, rate_factor=1.0, finetune=True)

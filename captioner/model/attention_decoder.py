@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.data.vocabulary import end_id_of
-from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
+from captioner.kernels import PackedLinear, dropout, lstm_weights, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
 from captioner.runtime.transfers import upload
@@ -216,29 +216,18 @@ class AttentionDecoder(nn.Module):
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5  # (M, A, D+1, G)
         return scores.softmax(3).mean(1)
 
-    def loss_sum(
-        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, int]:
-        """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
-
-        Args:
-            encodings: (N, G, E), the images' encoded grids.
-            image_of_caption: (M,) int64, the row of `encodings` that each caption describes; best on the CPU.
-            labels: (M, D) int64 word ids, 0-padded; best on the CPU. Words after a 0 are targets too, as in the
-                original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
-            label_smoothing: part of each target's probability that is spread over all words and END.
-
-        Returns:
-            The sum as a scalar, and the number of targets it is over.
-        """
-        output = self.output_of(encodings, image_of_caption, labels)
-        return output_loss(*output, label_smoothing), len(output[-1])
-
     def output_of(
         self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the loss is of, arguments as there: (P, H) that enters the output layer, its weight (V+1, H) and bias
-        (V+1,), and the targets' columns (P,)."""
+        """What the loss is of: all that `kernels.output_loss` wants.
+
+        Args:
+            encodings: (N, G, E), the images' encoded grids.
+            image_of_caption, labels: as of `CaptionModel.loss_sum`.
+
+        Returns:
+            (P, H) that enters the output layer, its weight (V+1, H) and bias (V+1,), and the targets' columns (P,).
+        """
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU does not wait at every turn
         rows = RowsOfImages.of(image_of_caption.cpu()[captions.caption], len(encodings)).to(device)

@@ -66,13 +66,15 @@ class CaptionModel(nn.Module):
         Args:
             encodings: of `encode`, one row per image; images may have any number of captions.
             image_of_caption: int64 (M,), the row of `encodings` that each caption describes; best on the CPU.
-            labels: int64 (M, D) word ids, 0-padded; best on the CPU.
+            labels: int64 (M, D) word ids, 0-padded; best on the CPU. Words after a 0 are targets too, as in the
+                original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
             label_smoothing: part of each target's probability that is spread over all words and END; in training.
 
         Returns:
             The sum as a scalar, float32 or wider, and the number of targets it is over.
         """
-        return self.decoder.loss_sum(encodings, image_of_caption, labels, label_smoothing)
+        output = self.decoder.output_of(encodings, image_of_caption, labels)
+        return output_loss(*output, label_smoothing), len(output[-1])
 
     def loss_and_hits(self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor) -> tuple[Tensor, int, Tensor]:
         """As `loss_sum`, and int64 (2,): how many targets were the likeliest word, and among the five likeliest."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.data.vocabulary import end_id_of
-from captioner.kernels import PackedLinear, dropout, lstm_weights, output_loss, run_lstm
+from captioner.kernels import PackedLinear, dropout, lstm_weights, run_lstm
 from captioner.model.packed_captions import pack_captions
 from captioner.model.search_step import log_softmax, lstm_cell, widen
 from captioner.runtime.transfers import upload
@@ -99,29 +99,18 @@ class Decoder(nn.Module):
         hidden, _ = self.lstm(torch.cat([images.unsqueeze(0), words]))  # (D+2, N, H)
         return log_softmax(self.output(dropout(hidden, self.drop_prob, self.training))).transpose(0, 1)
 
-    def loss_sum(
-        self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, int]:
-        """Negative log-probability of the captions, each with one END, summed; padding costs nothing.
-
-        Args:
-            encodings: (I, E), one per image.
-            image_of_caption: (N,) int64, the row of `encodings` that each caption describes; best on the CPU.
-            labels: (N, D) int64 word ids, 0-padded; best on the CPU. Words after a 0 are targets too, as in the
-                original's LanguageModelCriterion; the first 0 is the END target, further ones are none.
-            label_smoothing: part of each target's probability that is spread over all words and END.
-
-        Returns:
-            The sum as a scalar, and the number of targets it is over.
-        """
-        output = self.output_of(encodings, image_of_caption, labels)
-        return output_loss(*output, label_smoothing), len(output[-1])
-
     def output_of(
         self, encodings: Tensor, image_of_caption: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the loss is of, arguments as there: (P, H) that enters the output layer, its weight (V+1, H) and bias
-        (V+1,), and the targets' columns (P,)."""
+        """What the loss is of: all that `kernels.output_loss` wants.
+
+        Args:
+            encodings: (N, E), one row per image.
+            image_of_caption, labels: as of `CaptionModel.loss_sum`.
+
+        Returns:
+            (P, H) that enters the output layer, its weight (V+1, H) and bias (V+1,), and the targets' columns (P,).
+        """
         device = encodings.device
         captions = pack_captions(labels.cpu(), self.end_id)  # on the CPU, so that a GPU never waits for it
         order, tokens = upload(captions.order, device), upload(captions.tokens, device)
