@@ -34,12 +34,26 @@ def test_what_nobody_says_is_the_originals_way():
 
 def test_the_file_decides_and_the_user_overrules():
     asks = {"beam_size": 3, "length_penalty": 0.7, "no_immediate_repeat": 1, "suppress_unk": 1, "precision": "fp32"}
-    model = Model([make_checkpoint(**asks, bad_endings=["of", "with", "a"])], CPU)
-    suited = SearchOptions(beam_size=3, length_penalty=0.7, no_immediate_repeat=True, suppress=(5,), bad_endings=(3, 1))
+    asks |= {"bad_endings": ["of", "with", "a"], "repeatable": ["a", "an", "of"]}
+    model = Model([make_checkpoint(**asks)], CPU)
+    suited = SearchOptions(
+        beam_size=3,
+        length_penalty=0.7,
+        no_immediate_repeat=True,
+        repeatable=(1, 3),
+        suppress=(5,),
+        bad_endings=(3, 1),
+    )
     assert model.search_options() == suited
     assert model.search_options(beam_size=1) == dataclasses.replace(suited, beam_size=1)
     assert model.search_options(n_best=4) == dataclasses.replace(suited, beam_size=4, n_best=4, kept=4)
-    free = {"length_penalty": 0.0, "no_immediate_repeat": False, "suppress_unk": False, "bad_endings": []}
+    free = {
+        "length_penalty": 0.0,
+        "no_immediate_repeat": False,
+        "suppress_unk": False,
+        "bad_endings": [],
+        "repeatable": [],
+    }
     assert model.search_options(beam_size=2, **free) == SearchOptions(beam_size=2)
     assert model.search_options(bad_endings=["runs"]).bad_endings == (4,)
 
@@ -57,6 +71,7 @@ def test_attending_models_come_with_options_of_their_own():
     decoding = decoding_for_new_model("attention")
     options = Model([make_checkpoint(**decoding)], CPU).search_options()
     assert (options.beam_size, options.length_penalty, options.bad_endings) == (3, 0.7, (1, 3))
+    assert options.repeatable == (1, 3)
     assert decoding_for_new_model("lstm") == {"suppress_unk": 1}
     assert {"a", "the", "of", "on", "with", "and"} <= set(UNFINISHED) and len(set(UNFINISHED)) == len(UNFINISHED)
 
@@ -87,6 +102,16 @@ def test_captions_obey_the_file_and_the_command_line(tmp_path, command):
     wild = captions("--bad_endings", "", "--no_immediate_repeat", "0", "--beam_size", 1)
     assert all(text == "of of of of of of" for text in wild)
     assert all(text.endswith("of") for text in captions("--bad_endings", "dog,runs", "--no_immediate_repeat", 0))
+
+
+def test_attending_models_name_nothing_twice():
+    """A model that would say "dog of dog of dog ..": "of" may occur twice, "dog" may not."""
+    checkpoint = make_checkpoint(**decoding_for_new_model("attention"))
+    checkpoint.state_dict["decoder.output_bias"][[1, 2]] = 9.0
+    model = Model([checkpoint], CPU)
+    assert all(caption.text.split().count("dog") == 1 for caption in model.caption(some_images()))
+    free = model.caption(some_images(), repeatable=[])
+    assert all(caption.text.split().count("dog") > 1 for caption in free)
 
 
 @pytest.mark.parametrize("first", ["lstm", "attention"])

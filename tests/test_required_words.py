@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_attention_decoder import make_decoder as make_attention_decoder
 from test_decoder import make_decoder
-from test_search import DECODERS, all_captions, make_tables, repeats, run
+from test_search import DECODERS, all_captions, make_tables, repeats, run, said_once
 
 from captioner.errors import InputError
 from captioner.model.decoder import Decoder
@@ -30,6 +30,7 @@ RULES = [
     {"length_penalty": 1.0},
     {"max_words": 2},
     {"max_words": 3, "bad_endings": (3,), "no_immediate_repeat": True},
+    {"max_words": 3, "repeatable": (1,)},
     {"prefix": (2,)},
     {"prefix": (3, 1), "max_words": 3, "length_penalty": 0.5},
     {"min_length": 3, "no_repeat_ngram": 2},
@@ -48,6 +49,7 @@ def is_allowed(tokens: tuple[int, ...], options: SearchOptions, max_length: int)
     begins = tokens[: len(options.prefix)] == options.prefix
     repeated = options.no_repeat_ngram > 0 and repeats(tokens, options.no_repeat_ngram)
     repeated |= options.no_immediate_repeat and any(a == b for a, b in itertools.pairwise(tokens))
+    repeated |= bool(options.repeatable) and repeats(said_once(tokens, options), 1)
     ends_badly = bool(set(tokens[-1:]) & set(options.bad_endings))
     return met and begins and not repeated and not ends_badly and len(tokens) >= options.min_length
 

@@ -155,6 +155,8 @@ EVERY_KIND = {
     "n_best": SearchOptions(beam_size=5, n_best=5, length_penalty=0.7),
     "rules": SearchOptions(beam_size=3, min_length=3, no_repeat_ngram=2, suppress=(2, 7)),
     "endings": SearchOptions(beam_size=3, bad_endings=(4, 8), no_immediate_repeat=True),
+    "once": SearchOptions(beam_size=3, repeatable=(1, 5, 6, 10), length_penalty=0.7),
+    "sampled once": SearchOptions(sample=True, n_best=3, repeatable=(1, 5, 6, 10)),
     "groups": SearchOptions(beam_size=6, groups=3, n_best=4),
     "as the original": SearchOptions(beam_size=3, keep_finished=True),
     "sample": SearchOptions(sample=True, n_best=3),
@@ -194,6 +196,7 @@ def test_hypotheses_are_well_formed(kind, network):
             assert not set(h.tokens[-1:]) & set(options.bad_endings)
             if options.no_immediate_repeat:
                 assert all(a != b for a, b in itertools.pairwise(h.tokens))
+            assert not options.repeatable or not repeats(said_once(h.tokens, options), 1)
 
 
 @torch.no_grad()
@@ -213,6 +216,10 @@ def test_a_wide_beam_over_an_attending_model_finds_the_likeliest_captions_of_all
         assert [h.logprob for h in hypotheses] == pytest.approx([captions[tokens] for tokens in expected])
 
 
+def said_once(tokens: tuple[int, ...], options: SearchOptions) -> tuple[int, ...]:
+    return tuple(word for word in tokens if word not in options.repeatable)
+
+
 def repeats(tokens: tuple[int, ...], n: int) -> bool:
     ngrams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
     return len(set(ngrams)) < len(ngrams)
@@ -229,6 +236,9 @@ def repeats(tokens: tuple[int, ...], n: int) -> bool:
         {"no_repeat_ngram": 2, "length_penalty": 0.5},
         {"suppress": (1,), "min_length": 3},
         {"no_immediate_repeat": True},
+        {"repeatable": (2,)},
+        {"repeatable": (1, 2, 3)},
+        {"repeatable": (1, 3), "length_penalty": 0.7, "min_length": 2, "bad_endings": (3,)},
         {"bad_endings": (2,)},
         {"bad_endings": (1, 3), "no_immediate_repeat": True, "length_penalty": 0.7, "min_length": 1},
     ],
@@ -241,6 +251,7 @@ def test_a_wide_beam_obeys_every_rule_and_still_finds_the_best(rules, sharpness)
     def allowed(tokens: tuple[int, ...]) -> bool:
         repeated = options.no_repeat_ngram > 0 and repeats(tokens, options.no_repeat_ngram)
         repeated |= options.no_immediate_repeat and any(a == b for a, b in itertools.pairwise(tokens))
+        repeated |= bool(options.repeatable) and repeats(said_once(tokens, options), 1)
         forbidden = set(tokens) & set(options.suppress) or set(tokens[-1:]) & set(options.bad_endings)
         return len(tokens) >= options.min_length and not repeated and not forbidden
 
@@ -293,7 +304,7 @@ def test_every_image_gets_a_caption_though_end_is_impossible():
     row = torch.tensor([0.0, 0.0, -math.inf]).log_softmax(0)
     model = TableModel([{p: row for n in range(5) for p in itertools.product((1, 2, 3), repeat=n)}] * 3, 2)
     for options in (*EVERY_KIND.values(), SearchOptions(beam_size=2, length_penalty=2.0)):
-        if options.suppress or options.no_repeat_ngram or options.bad_endings:
+        if options.suppress or options.no_repeat_ngram or options.bad_endings or options.repeatable:
             continue  # their rules need more than two words
         for image in model.search(5, options):
             assert image

@@ -52,8 +52,15 @@ def add_search_options(p: Parser) -> None:
         "--no_immediate_repeat", type=flag, help="no word follows itself (default: as the model file says, else 0)"
     )
     g.add_argument(
+        "--repeatable",
+        type=several_words,
+        metavar="WORDS",
+        help="the only words that may occur twice in a caption, as in a,the,of; '' for no rule (default: as the model "
+        "file says, else none)",
+    )
+    g.add_argument(
         "--bad_endings",
-        type=lambda text: text.replace(",", " ").split(),
+        type=several_words,
         metavar="WORDS",
         help="words that end no caption, as in a,the,of; '' for none (default: as the model file says, else none)",
     )
@@ -72,6 +79,11 @@ def add_search_options(p: Parser) -> None:
 def requirements(text: str) -> list[list[str]]:
     """As `captioner.Model` takes it: dog/dogs,beach is [["dog", "dogs"], ["beach"]]."""
     return [[form.strip() for form in one.split("/") if form.strip()] for one in text.split(",") if one.strip()]
+
+
+def several_words(text: str) -> list[str]:
+    """Words between commas or spaces."""
+    return text.replace(",", " ").split()
 
 
 def banned(text: str) -> list[str]:
@@ -97,6 +109,7 @@ def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
         "no_repeat_ngram": opt.no_repeat_ngram,
         "no_immediate_repeat": opt.no_immediate_repeat,
         "suppress_unk": opt.suppress_unk,
+        "repeatable": opt.repeatable,
         "bad_endings": opt.bad_endings,
         "diverse_groups": opt.diverse_groups,
         "diversity": opt.diversity,

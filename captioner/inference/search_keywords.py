@@ -22,7 +22,8 @@ class SearchKeywords(TypedDict, total=False):
     (0.0). min_length: least number of words, 0. max_words: greatest, None (what the model was trained for). require:
     words or phrases that every caption says, none; each is a text, or several that are equally good, as the forms of a
     word. ban: words that none says, none. caption_prefix: what every caption begins with, "". no_repeat_ngram: no so
-    many words occur twice, 0. no_immediate_repeat: no word follows itself, None (False). suppress_unk: never say UNK,
+    many words occur twice, 0. no_immediate_repeat: no word follows itself, None (False). repeatable: the
+    only words that may occur twice in a caption, None (all). suppress_unk: never say UNK,
     None (False). bad_endings: words that end no caption, None (none). diverse_groups, diversity: groups of beams that
     avoid each other's words (1; 0.5). rerank: put what was found (10 beams, where beam_size is None) into another
     order, "" (none): by "consensus" the one first that is most like the others (by expected CIDEr); by "models" what
@@ -43,6 +44,7 @@ class SearchKeywords(TypedDict, total=False):
     caption_prefix: str
     no_repeat_ngram: int
     no_immediate_repeat: bool | None
+    repeatable: Sequence[str] | None
     suppress_unk: bool | None
     bad_endings: Sequence[str] | None
     diverse_groups: int
@@ -69,6 +71,7 @@ def search_options_of(
     caption_prefix: str = "",
     no_repeat_ngram: int = 0,
     no_immediate_repeat: bool | None = None,
+    repeatable: Sequence[str] | None = None,
     suppress_unk: bool | None = None,
     bad_endings: Sequence[str] | None = None,
     diverse_groups: int = 1,
@@ -95,6 +98,7 @@ def search_options_of(
         raise InputError("rerank orders more than one caption", remedy="raise n_best" if sample else "raise beam_size")
     suppress = in_force("suppress_unk", suppress_unk, decoding)
     endings = [word for word in in_force("bad_endings", bad_endings, decoding) if word in vocab]
+    twice = [word for word in in_force("repeatable", repeatable, decoding) if word in vocab]
     if max_words is not None and max_words < 1:
         raise InputError(f"max_words {max_words}", expected="1 or more")
     required, banned, prefix = required_ids(require, vocab), banned_ids(ban, vocab), prefix_ids(caption_prefix, vocab)
@@ -113,6 +117,7 @@ def search_options_of(
         require=required,
         no_repeat_ngram=no_repeat_ngram,
         no_immediate_repeat=bool(in_force("no_immediate_repeat", no_immediate_repeat, decoding)),
+        repeatable=tuple(vocab.encode(twice, len(twice))),
         suppress=(*unk, *banned),
         bad_endings=tuple(vocab.encode(endings, len(endings))),
         n_best=candidates,

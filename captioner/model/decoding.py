@@ -11,6 +11,7 @@ DEFAULTS: dict[str, Any] = {
     "beam_size": 2,
     "length_penalty": 0.0,
     "no_immediate_repeat": False,
+    "repeatable": (),
     "suppress_unk": False,
     "bad_endings": (),
 }
@@ -24,11 +25,19 @@ UNFINISHED = (
     *"and or but while as who which is are".split(),
 )
 
+# Words that an English caption may need twice; naming a thing twice ("a sink and a sink") is a fault of the search.
+REPEATABLE = (
+    *"a an the this that these those his her its their some other another each one two three four".split(),
+    *"of in on at with by for from to into onto near next front back side top behind under over up down".split(),
+    *"and or but while as who which is are 's ,".split(),
+)
+
 # What was found best for attending models.
 OF_ATTENTION: dict[str, Any] = {
     "beam_size": 3,
     "length_penalty": 0.7,
     "no_immediate_repeat": 1,
+    "repeatable": list(REPEATABLE),
     "suppress_unk": 1,
     "bad_endings": list(UNFINISHED),
 }

@@ -74,6 +74,7 @@ def require_possible(options: SearchOptions, vocab_size: int, max_length: int) -
     ids = {
         "suppress": options.suppress,
         "bad_endings": options.bad_endings,
+        "repeatable": options.repeatable,
         "prefix": options.prefix,
         "require": [word for forms in options.require for form in forms for word in form],
     }
@@ -98,7 +99,9 @@ def _with_requirements(
     without = [image for image, hypotheses in enumerate(found) if not hypotheses]
     if without:  # the other rules stood in the way of all beams
         rows = torch.tensor(without, device=state.device)
-        free = replace(options, min_length=0, no_repeat_ngram=0, no_immediate_repeat=False, bad_endings=())
+        free = replace(
+            options, min_length=0, no_repeat_ngram=0, no_immediate_repeat=False, repeatable=(), bad_endings=()
+        )
         again = beam_search(step, state.select(rows), len(without), vocab_size, max_length, free)
         for image, hypotheses in zip(without, again, strict=True):
             found[image] = hypotheses

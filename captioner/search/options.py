@@ -28,6 +28,7 @@ class SearchOptions:
             phrase. Where it cannot be had otherwise, `min_length` and the rules on repetition and endings give way.
         no_repeat_ngram: no sequence of so many words occurs twice in a caption; 0: no rule.
         no_immediate_repeat: no word follows itself.
+        repeatable: ids of the only words that may occur twice in a caption; (): no rule.
         suppress: ids of words that are never chosen.
         bad_endings: ids of words that end no caption, neither before END nor at the greatest length.
         n_best: captions per image, best first; there may be fewer where the vocabulary is tiny.
@@ -51,6 +52,7 @@ class SearchOptions:
     require: tuple[tuple[tuple[int, ...], ...], ...] = ()
     no_repeat_ngram: int = 0
     no_immediate_repeat: bool = False
+    repeatable: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
     bad_endings: tuple[int, ...] = ()
     n_best: int = 1

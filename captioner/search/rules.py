@@ -46,11 +46,18 @@ class Rules:
         self, options: SearchOptions, num_rows: int, vocab_size: int, max_length: int, device: torch.device
     ) -> None:
         self.options, self.vocab_size, self.max_length = options, vocab_size, max_length
-        looks_back = options.no_repeat_ngram or options.no_immediate_repeat or options.bad_endings
-        self.chosen = torch.empty(num_rows, 0, dtype=torch.long, device=device) if looks_back else None  # (R, t)
+        looks_back = (options.no_repeat_ngram, options.no_immediate_repeat, options.repeatable, options.bad_endings)
+        self.chosen = None  # (R, t)
+        if any(looks_back):
+            self.chosen = torch.empty(num_rows, 0, dtype=torch.long, device=device)
         self.suppress, self.bad_endings = (
             upload(torch.tensor(ids, dtype=torch.long), device) for ids in (options.suppress, options.bad_endings)
         )
+        self.once = None  # (V+1,), for each column whether a caption may have it once at most
+        if options.repeatable:
+            self.once = torch.ones(vocab_size + 1, dtype=torch.bool)
+            self.once[[*(word - 1 for word in options.repeatable), vocab_size]] = False
+            self.once = upload(self.once, device)
         self.progress = None
         if options.require:
             automaton = automaton_of(options.require, options.suppress)
@@ -87,6 +94,8 @@ class Rules:
             last = self.chosen[:, -1:]
             if options.no_immediate_repeat:
                 allowed.scatter_(1, last - 1, -math.inf)
+            if self.once is not None:
+                self._forbid(allowed, self.chosen - 1, self.once[self.chosen - 1])
             if 0 < options.no_repeat_ngram <= t:
                 self._forbid_ngrams(allowed, t)
             if options.bad_endings:
@@ -109,8 +118,13 @@ class Rules:
         n = self.options.no_repeat_ngram
         ngrams = self.chosen.unfold(1, n, 1)  # (R, t-n+1, n)
         repeated = (ngrams[..., : n - 1] == self.chosen[:, None, t - n + 1 :]).all(2)
-        ceiling = torch.where(repeated, -math.inf, math.inf).to(allowed.dtype)
-        allowed.scatter_reduce_(1, ngrams[..., n - 1] - 1, ceiling, "amin")
+        self._forbid(allowed, ngrams[..., n - 1] - 1, repeated)
+
+    @staticmethod
+    def _forbid(allowed: Tensor, columns: Tensor, where: Tensor) -> None:
+        """-inf in those columns (R, K) of `allowed` for which `where` (R, K) holds."""
+        ceiling = torch.where(where, -math.inf, math.inf).to(allowed.dtype)
+        allowed.scatter_reduce_(1, columns, ceiling, "amin")
 
 
 def make_hypothesis(tokens: list[int], logprobs: list[float], end_id: int) -> Hypothesis:
