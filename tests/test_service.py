@@ -148,6 +148,11 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused_by_its_header(server):
         ("?beam_size=0", "image/png", picture(RED), 400),
         ("?beam_size=11", "image/png", picture(RED), 400),
         ("?beam_size=1&beam_size=2", "image/png", picture(RED), 400),
+        ("?ban=man&ban=men", "image/png", picture(RED), 400),
+        ("?max_words=0", "image/png", picture(RED), 400),
+        ("?require=a,b,c,d,e", "image/png", picture(RED), 400),
+        ("?require=" + 101 * "a", "image/png", picture(RED), 400),
+        ("?caption_prefix=quagga", "image/png", picture(RED), 400),
         ("?explain=2", "image/png", picture(RED), 400),
         ("?n_best=2.0", "image/png", picture(RED), 400),
         ("?url=http://127.0.0.1/", "image/png", picture(RED), 400),
@@ -379,9 +384,21 @@ def test_the_command_says_what_the_library_says():
     import captioner
 
     cat = Path(__file__).parents[1] / "examples" / "cat.jpg"
-    expected = captioner.load_model(device="cpu").caption(cat, beam_size=3, n_best=2, explain=True)
-    server = Server("--gpuid", "-1", program=("-m", "captioner.cli.serve"))
-    _, answer = server.post(cat.read_bytes(), "image/jpeg", "?beam_size=3&n_best=2&explain=1")
+    model = captioner.load_model(device="cpu")
+    expected = model.caption(cat, n_best=2, explain=True, ban=["cat"])  # searched as the model's file says
+    server = Server("--gpuid", "-1", "--ban", "cat", program=("-m", "captioner.cli.serve"))
+    _, answer = server.post(cat.read_bytes(), "image/jpeg", "?n_best=2&explain=1")
+    asked = {"beam_size": 4, "require": [["dog", "dogs"], "sitting"], "caption_prefix": "two", "max_words": 8}
+    query = "?beam_size=4&require=dog/dogs,sitting&caption_prefix=two&max_words=8&ban=grass"
+    _, wished = server.post(cat.read_bytes(), "image/jpeg", query)
+    assert wished["results"][0]["caption"] == model.caption(cat, ban=["cat", "grass"], **asked).text
+    for query, reason in (
+        ("?caption_prefix=a%20catt", "does not know 'catt' (nearest: 'cat')"),
+        ("?require=cat", "require wants 'cat', and ban forbids it"),
+        ("?require=dog&max_words=1&caption_prefix=a%20photo", "takes 3 words, and they have 1 at most"),
+    ):
+        status, refused = server.post(cat.read_bytes(), "image/jpeg", query)
+        assert status == 400 and reason in refused["error"], refused
     assert server.stop()[0] == 0
     (result,) = answer["results"]
     assert result["caption"] == expected.text and result["confidence"] == pytest.approx(expected.confidence, rel=1e-4)

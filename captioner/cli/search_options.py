@@ -14,19 +14,21 @@ from captioner.cli.options import (
     temperature,
     words,
 )
+from captioner.inference.wording import banned_of, requirements_of
 
 
-def add_search_options(p: Parser) -> None:
-    """Options that say how captions are found."""
+def add_search_options(p: Parser, sampling: bool = True) -> None:
+    """Options that say how captions are found; `sampling`: also by chance."""
     g = p.add_argument_group("search")
-    g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
+    if sampling:
+        g.add_argument("--sample_max", type=flag, default="1", help="1: beam search; 0: draw words at random")
+        g.add_argument("--temperature", type=temperature, default=1.0, help="sampling: below 1 safer, above 1 wilder")
+        g.add_argument("--top_k", type=non_negative, default=0, help="sampling: among the k likeliest words; 0 all")
+        g.add_argument(
+            "--top_p", type=positive_share, default=1.0, help="sampling: among the likeliest words of this probability"
+        )
     g.add_argument(
         "--beam_size", type=small_size, help="beams per image; 1 is greedy (default: as the model file says, else 2)"
-    )
-    g.add_argument("--temperature", type=temperature, default=1.0, help="sampling: below 1 safer, above 1 wilder")
-    g.add_argument("--top_k", type=non_negative, default=0, help="sampling: among the k likeliest words; 0 all")
-    g.add_argument(
-        "--top_p", type=positive_share, default=1.0, help="sampling: among the likeliest words of this probability"
     )
     g.add_argument("--n_best", type=small_size, default=1, help="captions per image, best first")
     g.add_argument(
@@ -38,13 +40,13 @@ def add_search_options(p: Parser) -> None:
     g.add_argument("--max_words", type=words, help="greatest number of words (default: what the model was trained for)")
     g.add_argument(
         "--require",
-        type=requirements,
+        type=requirements_of,
         default=[],
         metavar="WORDS",
         help="what every caption says: words or phrases, equally good forms side by side, as in dog/dogs,beach",
     )
     g.add_argument(
-        "--ban", type=banned, default=[], metavar="WORDS", help="what no caption says, each form of it, as in man,men"
+        "--ban", type=banned_of, default=[], metavar="WORDS", help="what no caption says, each form of it, as in man,men"
     )
     g.add_argument("--caption_prefix", default="", metavar="TEXT", help="what every caption begins with")
     g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")
@@ -76,30 +78,22 @@ def add_search_options(p: Parser) -> None:
     )
 
 
-def requirements(text: str) -> list[list[str]]:
-    """As `captioner.Model` takes it: dog/dogs,beach is [["dog", "dogs"], ["beach"]]."""
-    return [[form.strip() for form in one.split("/") if form.strip()] for one in text.split(",") if one.strip()]
-
-
 def several_words(text: str) -> list[str]:
     """Words between commas or spaces."""
     return text.replace(",", " ").split()
 
 
-def banned(text: str) -> list[str]:
-    """The forms of words between commas, or between strokes as in `requirements`."""
-    return [form for forms in requirements(text) for form in forms]
-
-
 def search_keywords(opt: argparse.Namespace) -> dict[str, Any]:
     """What the options ask for, as `captioner.Model` takes it."""
+    sampling = (
+        {"sample": not opt.sample_max, "temperature": opt.temperature, "top_k": opt.top_k, "top_p": opt.top_p}
+        if "sample_max" in opt
+        else {}
+    )
     return {
+        **sampling,
         "beam_size": opt.beam_size,
         "n_best": opt.n_best,
-        "sample": not opt.sample_max,
-        "temperature": opt.temperature,
-        "top_k": opt.top_k,
-        "top_p": opt.top_p,
         "length_penalty": opt.length_penalty,
         "min_length": opt.min_length,
         "max_words": opt.max_words,

@@ -5,17 +5,18 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from captioner.cli.options import Parser, Range, add_precision, gpu_number, images_at_once, run, workers
+from captioner.cli.search_options import add_search_options, search_keywords
 from captioner.errors import InputError
 from captioner.runtime.files import read_small
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from captioner.data.image_mode import ImageMode
+    from captioner.inference.model import Model
     from captioner.service.requests import Options
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
     limits.add_argument("--max_clients", type=Range(int, 1, 10**6), default=256, help="open connections")
     limits.add_argument("--receive_seconds", type=seconds, default=20, help="for a request's body to arrive")
     limits.add_argument("--answer_seconds", type=seconds, default=30, help="from then to the answer")
+    add_search_options(p, sampling=False)
     machine = p.add_argument_group("machine")
     machine.add_argument("--batch_size", type=images_at_once, default=8, help="pictures captioned at once")
     machine.add_argument(
@@ -97,12 +99,12 @@ def serve_captions(opt: argparse.Namespace) -> None:
     )
     limits = dataclasses.replace(limits, buffered_bytes=max(limits.buffered_bytes, 2 * limits.body_bytes))
     with contextlib.closing(listen(opt.host, opt.port)) as listener:
-        caption, image_mode = load(opt)
-        with contextlib.closing(Decoders(opt.num_workers, limits.pixels, image_mode=image_mode)) as decoders:
+        captioner = load(opt)
+        with contextlib.closing(Decoders(opt.num_workers, limits.pixels, image_mode=captioner.image_mode)) as decoders:
             address = f"http://{f'[{opt.host}]' if ':' in opt.host else opt.host}:{listener.getsockname()[1]}/"
             if opt.host not in LOOPBACK and not token:
                 log.warning("everyone who reaches %s may use it: consider --token_file", address)
-            service = Service(caption, decoders, limits, token)
+            service = Service(captioner, decoders, limits, token)
             serve(service.app(), listener, limits, lambda: print(f"listening on {address}", flush=True))
     log.info("stopped")
 
@@ -124,31 +126,46 @@ def read_token(token_file: str) -> str:
     return token
 
 
-def load(
-    opt: argparse.Namespace,
-) -> "tuple[Callable[[Sequence[np.ndarray], Options], list[dict[str, Any]]], ImageMode]":
-    """The model as the service wants it, pictures with equal options in, JSON objects out; and its image mode."""
-    from captioner.inference.model import load_model
-    from captioner.output.rows import caption_row
-    from captioner.runtime.device import choose_device
-    from captioner.runtime.memory import keep_freed_memory
+class Captioner:
+    """A model as the service wants it (see `captioner.service.app.Captioner`).
 
-    keep_freed_memory()
-    model = load_model(opt.model or None, choose_device(opt.gpuid), opt.precision)
+    Args:
+        search: how captions are searched where a request says nothing else.
 
-    def caption(pictures: "Sequence[np.ndarray]", options: "Options") -> list[dict[str, Any]]:
-        captions = model.caption(
+    Raises:
+        InputError: the model cannot search in this way.
+    """
+
+    def __init__(self, model: "Model", search: Mapping[str, Any]) -> None:
+        self._model, self._search = model, search
+        self.image_mode = model.image_mode
+        model.search_options(**search)
+
+    def check(self, options: "Options") -> None:
+        self._model.search_options(**options.over(self._search))
+
+    def caption(self, pictures: "Sequence[np.ndarray]", options: "Options") -> list[dict[str, Any]]:
+        from captioner.output.rows import caption_row
+
+        captions = self._model.caption(
             list(pictures),
-            beam_size=options.beam_size,
-            n_best=options.n_best,
-            explain=bool(options.explain),
+            explain=options.explain,
             batch_size=len(pictures),
             num_workers=0,
+            **options.over(self._search),
         )
         rows = map(caption_row, captions)
         return [{key: value for key, value in row.items() if key not in ("image_id", "file_name")} for row in rows]
 
-    return caption, model.image_mode
+
+def load(opt: argparse.Namespace) -> Captioner:
+    """The model, ready for requests."""
+    from captioner.inference.model import load_model
+    from captioner.runtime.device import choose_device
+    from captioner.runtime.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return Captioner(load_model(opt.model or None, choose_device(opt.gpuid), opt.precision), search_keywords(opt))
 
 
 if __name__ == "__main__":

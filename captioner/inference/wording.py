@@ -10,6 +10,16 @@ from captioner.errors import InputError
 MOST_NAMED = 5  # unknown words in one line
 
 
+def requirements_of(text: str) -> list[list[str]]:
+    """What users write for `required_ids`: dog/dogs,beach is [["dog", "dogs"], ["beach"]]."""
+    return [[form.strip() for form in one.split("/") if form.strip()] for one in text.split(",") if one.strip()]
+
+
+def banned_of(text: str) -> list[str]:
+    """What users write for `banned_ids`: words between commas, or between strokes as in `requirements_of`."""
+    return [form for forms in requirements_of(text) for form in forms]
+
+
 def required_ids(
     require: "str | Sequence[str | Sequence[str]]", vocab: Vocab
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:

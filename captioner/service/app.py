@@ -5,9 +5,9 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from starlette.applications import Starlette
@@ -39,11 +39,25 @@ _PAGE_HEADERS = {
 }
 
 
+class Captioner(Protocol):
+    """What the service asks of a model; from any thread."""
+
+    def check(self, options: Options) -> None:
+        """Make sure that there are captions with these options.
+
+        Raises:
+            InputError: there are none, or the model does not know a word.
+        """
+
+    def caption(self, pictures: Sequence[np.ndarray], options: Options) -> Sequence[Result]:
+        """Pictures, uint8 RGB (256, 256, 3), with equal options → a JSON object for each."""
+
+
 class Service:
     """Captions for clients.
 
     Args:
-        caption: pictures, uint8 RGB (256, 256, 3), with equal options → a JSON object for each.
+        captioner: the model.
         decoders: what turns bytes into such pictures.
         limits: what clients are granted.
         token: what they must send as `Authorization: Bearer ..`; "" admits everyone.
@@ -51,14 +65,14 @@ class Service:
 
     def __init__(
         self,
-        caption: Callable[[Sequence[np.ndarray], Options], Sequence[Result]],
+        captioner: Captioner,
         decoders: Decoders,
         limits: Limits,
         token: str = "",
     ) -> None:
         self.limits, self._decoders, self._token = limits, decoders, token.encode()
         self.metrics = Metrics()
-        self._caption = caption
+        self._captioner = captioner
         self._budget = ByteBudget(limits.buffered_bytes)
         self._document = openapi.document(limits, bool(token))
         self._gatherer: Gatherer[np.ndarray, Options, Result] | None = None
@@ -78,7 +92,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with Gatherer(self._caption, self.limits, self.metrics.observe_batch) as self._gatherer:
+        async with Gatherer(self._captioner.caption, self.limits, self.metrics.observe_batch) as self._gatherer:
             self.metrics.queue.set_function(lambda: self._running.places_taken)
             self.metrics.expected.set_function(lambda: self._running.expected_seconds())
             self.metrics.buffered.set_function(lambda: self._budget.used)
@@ -112,6 +126,10 @@ class Service:
         options = parse_options(request.query_params)
         uploads = await uploads_of(request.headers, await body.read(), self.limits)
         with self._running.places(len(uploads)):
+            try:
+                await asyncio.to_thread(self._captioner.check, options)
+            except InputError as error:
+                raise Refusal(400, str(error)) from error
             results = await self._in_time(request, self._results(uploads, options))
         if all("error" in result for result in results):
             reason = "; ".join(str(result["error"]) for result in results)

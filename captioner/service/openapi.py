@@ -4,7 +4,7 @@ from typing import Any
 
 from captioner import __version__
 from captioner.service.limits import Limits
-from captioner.service.requests import PARAMETERS
+from captioner.service.requests import LONGEST_TEXT, NUMBERS, TEXTS
 
 _JSON = "application/json"
 _LOGPROB = {"type": "number", "description": "natural logarithm of a probability"}
@@ -26,7 +26,7 @@ def document(limits: Limits, needs_token: bool) -> dict[str, Any]:
         "summary": "Caption one picture or several",
         "description": "The body is a picture, or a form with pictures as files. Nothing is kept. Pictures that cannot "
         "be read are named with the reason; only if none can be read, the status is 422.",
-        "parameters": [_parameter(name, *numbers) for name, numbers in PARAMETERS.items()],
+        "parameters": [_parameter(name) for name in (*NUMBERS, *TEXTS)],
         "requestBody": {
             "required": True,
             "content": {
@@ -63,7 +63,7 @@ def document(limits: Limits, needs_token: bool) -> dict[str, Any]:
 
 
 REFUSALS = {
-    400: "A parameter or the form is wrong, or there is no picture",
+    400: "A parameter or the form is wrong, the model does not know a word, or there is no picture",
     401: "The bearer token is missing or wrong",
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -74,13 +74,20 @@ REFUSALS = {
 }
 
 
-def _parameter(name: str, default: int, least: int, greatest: int) -> dict[str, Any]:
+def _parameter(name: str) -> dict[str, Any]:
     descriptions = {
-        "beam_size": "beams of the search; 1 is greedy",
+        "beam_size": "beams of the search; 1 is greedy. Without it, as the service was started, or as suits the model",
         "n_best": "captions per picture, best first",
+        "max_words": "greatest number of words of a caption",
         "explain": "1: with a heat-map per word of where the model looked",
+        "require": "what the caption says: words or phrases, equally good forms side by side, as in dog/dogs,beach",
+        "ban": "what it does not say, each form of it, as in man,men",
+        "caption_prefix": "what it begins with",
     }
-    schema = {"type": "integer", "default": default, "minimum": least, "maximum": greatest}
+    schema: dict[str, Any] = {"type": "string", "maxLength": LONGEST_TEXT}
+    if name in NUMBERS:
+        least, greatest = NUMBERS[name]
+        schema = {"type": "integer", "minimum": least, "maximum": greatest}
     return {"name": name, "in": "query", "description": descriptions[name], "schema": schema}
 
 

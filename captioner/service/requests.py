@@ -1,31 +1,50 @@
-"""HTTP requests → pictures and search options, within the limits and in memory only."""
+"""HTTP requests → pictures and what is asked of their captions, within the limits and in memory only."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from starlette.datastructures import QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from captioner.inference.wording import banned_of, requirements_of
 from captioner.service.limits import ByteBudget, Limits, Refusal
 
 LONGEST_NAME = 200  # characters of a file name that come back in the answer
 
-# Name of each query parameter: its default, least and greatest value.
-PARAMETERS = {"beam_size": (2, 1, 10), "n_best": (1, 1, 10), "explain": (0, 0, 1)}
+# The query parameters: numbers with their least and greatest values, and texts. A search takes longer with every beam
+# and with every word that has to be said, and everybody waits for it.
+NUMBERS = {"beam_size": (1, 10), "n_best": (1, 10), "max_words": (1, 100), "explain": (0, 1)}
+TEXTS = ("require", "ban", "caption_prefix")
+LONGEST_TEXT = 100  # characters
+MOST_REQUIRED = 4  # words or phrases
 
 _DIGITS = re.compile(r"[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a request asks for; pictures with equal options share a batch."""
+    """What a request asks for; pictures with equal options share a batch.
 
-    beam_size: int
-    n_best: int
-    explain: int
+    What is None or empty is as the service was started. `ban` comes on top of what the service never says.
+    """
+
+    beam_size: int | None = None
+    n_best: int | None = None
+    max_words: int | None = None
+    explain: bool = False
+    require: tuple[tuple[str, ...], ...] = ()
+    ban: tuple[str, ...] = ()
+    caption_prefix: str = ""
+
+    def over(self, service: Mapping[str, Any]) -> dict[str, Any]:
+        """How to search (see `SearchKeywords`): as the service was started, but for what is asked for here."""
+        asked = {name: getattr(self, name) for name in ("beam_size", "n_best", "max_words", "require", "caption_prefix")}
+        given = {name: value for name, value in asked.items() if value not in (None, (), "")}
+        return {**service, **given, "ban": [*service.get("ban", ()), *self.ban]}
 
 
 @dataclass(frozen=True)
@@ -40,19 +59,38 @@ def parse_options(query: QueryParams) -> Options:
     """Read the query's parameters.
 
     Raises:
-        Refusal: one is unknown, occurs twice, or is no number within its range.
+        Refusal: one is unknown, occurs twice, is no number within its range, or too long a text.
     """
-    unknown = sorted(set(query) - PARAMETERS.keys())
+    unknown = sorted(set(query) - {*NUMBERS, *TEXTS})
     if unknown:
-        raise Refusal(400, f"unknown query parameter {unknown[0][:50]!r}; there are {', '.join(PARAMETERS)}")
-    values = {}
-    for name, (default, least, greatest) in PARAMETERS.items():
-        given = query.getlist(name) or [str(default)]
-        if len(given) > 1 or not _DIGITS.fullmatch(given[0]) or not least <= int(given[0]) <= greatest:
-            raise Refusal(400, f"{name} must be one whole number from {least} to {greatest}")
-        values[name] = int(given[0])
-    values["beam_size"] = max(values["beam_size"], values["n_best"])
-    return Options(**values)
+        raise Refusal(400, f"unknown query parameter {unknown[0][:50]!r}; there are {', '.join([*NUMBERS, *TEXTS])}")
+    twice = next((name for name in query if len(query.getlist(name)) > 1), None)
+    if twice:
+        raise Refusal(400, f"{twice} occurs twice")
+    numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
+    texts = {name: query.get(name, "") for name in TEXTS}
+    too_long = next((name for name in TEXTS if len(texts[name]) > LONGEST_TEXT), None)
+    if too_long:
+        raise Refusal(400, f"{too_long} has more than {LONGEST_TEXT} characters")
+    require = requirements_of(texts["require"])
+    if len(require) > MOST_REQUIRED:
+        raise Refusal(400, f"require has more than {MOST_REQUIRED} words or phrases")
+    return Options(
+        beam_size=numbers.get("beam_size"),
+        n_best=numbers.get("n_best"),
+        max_words=numbers.get("max_words"),
+        explain=bool(numbers.get("explain")),
+        require=tuple(map(tuple, require)),
+        ban=tuple(banned_of(texts["ban"])),
+        caption_prefix=texts["caption_prefix"].strip(),
+    )
+
+
+def _number(name: str, text: str) -> int:
+    least, greatest = NUMBERS[name]
+    if not _DIGITS.fullmatch(text) or not least <= int(text) <= greatest:
+        raise Refusal(400, f"{name} must be one whole number from {least} to {greatest}")
+    return int(text)
 
 
 class Body:

@@ -6,42 +6,53 @@ let token = ""; // in memory only: it is gone with the tab
 let withheld = []; // pictures that wait for it
 let queue = Promise.resolve();
 
+/** What to ask of the captions; what nobody filled in is as the server was started. */
+function query() {
+  const asked = new URLSearchParams({ n_best: N_BEST, explain: Number($("explain").checked) });
+  for (const id of ["require", "ban", "caption_prefix", "max_words"]) {
+    const value = $(id).value.trim();
+    if (value) asked.set(id, value);
+  }
+  return asked;
+}
+
 function percent(probability) {
   return `${Math.round(100 * probability)} %`;
 }
 
-/** Show a picture at once; its caption follows. */
+/** Show a picture at once; its caption follows, as asked for when it came. */
 function add(file) {
+  const asked = query();
   const card = $("result").content.cloneNode(true).querySelector("li");
   const image = card.querySelector("img");
   image.src = URL.createObjectURL(file);
   for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
   $("results").prepend(card);
   // One after the other: a hundred dropped photos shall not fill the queue that others wait in, too.
-  queue = queue.then(() => caption(file, card));
+  queue = queue.then(() => caption(file, card, asked));
 }
 
-async function caption(file, card) {
+async function caption(file, card, asked) {
   const headers = { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" };
   if (token) headers.Authorization = `Bearer ${token}`;
   let answer;
   let body;
   try {
-    answer = await fetch(`v1/captions?n_best=${N_BEST}&explain=${Number($("explain").checked)}`, { method: "POST", headers, body: file });
+    answer = await fetch(`v1/captions?${asked}`, { method: "POST", headers, body: file });
     body = await answer.json();
   } catch {
     fail(card, "the server cannot be reached");
     return;
   }
   if (answer.status === 401) {
-    withheld.push([file, card]);
+    withheld.push([file, card, asked]);
     $("access").hidden = false;
     $("status").textContent = token ? "That token is not right." : "";
   } else if (answer.status === 429) {
     const seconds = Number(answer.headers.get("Retry-After")) || 1;
     card.querySelector(".facts").textContent = `the server is busy; trying again in ${seconds} s`;
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-    await caption(file, card);
+    await caption(file, card, asked);
   } else if (answer.ok) {
     show(card, body.results[0]);
   } else {
@@ -122,5 +133,5 @@ $("access").addEventListener("submit", (event) => {
   $("access").hidden = true;
   const waiting = withheld;
   withheld = [];
-  for (const [file, card] of waiting) queue = queue.then(() => caption(file, card));
+  for (const one of waiting) queue = queue.then(() => caption(...one));
 });
