@@ -29,7 +29,7 @@ from captioner import load_model
 from captioner.inference.model import Model
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
-from captioner.model.record import Checkpoint
+from captioner.model.checkpoint_content import Checkpoint
 from captioner.output.album import write_album
 from captioner.output.page import VisWriter
 

@@ -21,7 +21,7 @@ from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import save_checkpoint
 from captioner.model.config import ModelConfig
-from captioner.model.record import Checkpoint
+from captioner.model.checkpoint_content import Checkpoint
 
 CLIENTS = 16
 SECONDS = 60

@@ -141,8 +141,8 @@ def targets(folder: Path) -> list[Target]:
     torch.manual_seed(0)
     state = CaptionModel(CONFIG).state_dict()
     checkpoint = Checkpoint(CONFIG, Vocab(["a", "dog", "UNK"]), state, decoding={"suppress_unk": 1})
-    checkpoint.record.loss_history = {0: 2.5}
-    checkpoint.record.val_lang_stats_history = {0: {"CIDEr": 0.5}}
+    checkpoint.history.loss_history = {0: 2.5}
+    checkpoint.history.val_lang_stats_history = {0: {"CIDEr": 0.5}}
     models = []
     for dtype in ("float32", "float16", "int8"):
         save_checkpoint(folder / "sound.pt", checkpoint, dtype)

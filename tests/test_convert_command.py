@@ -64,7 +64,7 @@ def test_pt_becomes_cpu_pt_in_less_space(t7: Path, capsys: pytest.CaptureFixture
         after = load_checkpoint(cpu)
         for name, tensor in before.state_dict.items():
             assert (after.state_dict[name] - tensor).abs().max() <= tolerance * tensor.abs().max()
-        assert (after.config, after.vocab, after.record.opt) == (before.config, before.vocab, before.record.opt)
+        assert (after.config, after.vocab, after.history.opt) == (before.config, before.vocab, before.history.opt)
         sizes.append(sum(entry.file_size for entry in zipfile.ZipFile(cpu).infolist() if "/data/" in entry.filename))
     assert sizes[1] < 0.55 * sizes[0] and sizes[2] < 0.4 * sizes[0]
 
@@ -97,7 +97,7 @@ def test_safetensors_has_the_tensors_and_comes_back(t7: Path, dtype: str) -> Non
     assert main([str(out), "--output", str(t7.with_name("back.pt"))]) == 0
     back = load_checkpoint(t7.with_name("back.pt"))
     assert (back.config, back.vocab, back.decoding) == (direct.config, direct.vocab, direct.decoding)
-    assert (back.record.opt, back.record.iteration) == (direct.record.opt, direct.record.iteration)
+    assert (back.history.opt, back.history.iteration) == (direct.history.opt, direct.history.iteration)
     assert all(torch.equal(back.state_dict[name], tensor.float()) for name, tensor in tensors.items())
 
 

@@ -224,9 +224,9 @@ def test_checkpoints_of_every_make_convert(tmp_path: Path, variant: dict, ascii:
             np.testing.assert_array_equal(state[f"decoder.lstm.weight_{side}h_l{layer - 1}"], want)
     assert got.config.conv_widths == variant.get("conv_widths", (1,) * 13)
     assert got.config.num_layers == variant.get("num_layers", 1)
-    record = got.record
-    assert (record.iteration, record.best_score, record.opt["id"], got.config.drop_prob_lm) == (50, -1.5, "x", 0.25)
-    assert record.loss_history == {0: 2.5, 25: 2.0} and record.val_predictions == [{"image_id": 7, "caption": "a cat"}]
+    history = got.history
+    assert (history.iteration, history.best_score, history.opt["id"], got.config.drop_prob_lm) == (50, -1.5, "x", 0.25)
+    assert history.loss_history == {0: 2.5, 25: 2.0} and history.val_predictions == [{"image_id": 7, "caption": "a cat"}]
 
 
 def damaged(change: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from captioner.data.batch import PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel, build_model, make_decoder
-from captioner.model.checkpoint import Checkpoint, TrainingRecord, load_checkpoint
+from captioner.model.checkpoint import Checkpoint, TrainingHistory, load_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.grow_vocab import grow_vocab
 
@@ -33,8 +33,8 @@ def start(request) -> Checkpoint:
     config = ModelConfig(
         len(OLD), 16, encoding_size=6, rnn_size=8, cnn_layer="pool5", conv_widths=(2,) * 13, decoder=request.param
     )
-    record = TrainingRecord(iteration=9, best_score=1.0)
-    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), record)
+    history = TrainingHistory(iteration=9, best_score=1.0)
+    return Checkpoint(config, Vocab(OLD), CaptionModel(config).state_dict(), history)
 
 
 @pytest.mark.parametrize("case", NEW)
@@ -44,7 +44,7 @@ def test_every_row_is_where_its_word_is(case, start):
     torch.manual_seed(3)
     usual = make_decoder(grown.config).state_dict()
     per_word = ROWS_OF_WORDS[start.config.decoder]
-    assert (grown.config.vocab_size, grown.config.max_length, grown.record.iteration) == (len(words), 20, 0)
+    assert (grown.config.vocab_size, grown.config.max_length, grown.history.iteration) == (len(words), 20, 0)
     assert grown.vocab.words == tuple(words)
     for name in per_word:
         before, after = start.state_dict[f"decoder.{name}"], grown.state_dict[f"decoder.{name}"]

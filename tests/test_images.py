@@ -10,7 +10,8 @@ import torch
 from hostile import encoded, exif, make_hostile_folder, photo
 from PIL import Image, ImageOps
 
-from captioner.data.images import crop, decode_for_display, decode_image, read_image
+from captioner.data.crops import crop
+from captioner.data.images import decode_for_display, decode_image, read_image
 from captioner.data.listing import list_images
 from captioner.errors import InputError
 

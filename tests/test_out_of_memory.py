@@ -118,7 +118,7 @@ def test_too_little_for_one_image_is_one_line(data, command, tmp_path, monkeypat
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("caption-train: error: out of memory with one image") and "pool5" in line
-    assert load_checkpoint(tmp_path / "model_id_last.pt").record.iteration == 0
+    assert load_checkpoint(tmp_path / "model_id_last.pt").history.iteration == 0
 
 
 ONE_SMALL_RANK = """

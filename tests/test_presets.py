@@ -52,7 +52,7 @@ def assert_same_results(one: Path, other: Path) -> None:
     for stage in (1, 2):
         for kind in ("", "_last"):
             first, second = (load_checkpoint(folder / f"model_id_stage{stage}{kind}.pt") for folder in (one, other))
-            assert first.record.iteration == second.record.iteration
+            assert first.history.iteration == second.history.iteration
             for name, tensor in first.state_dict.items():
                 assert torch.equal(tensor, second.state_dict[name]), f"stage {stage}: {name}"
         for name in ("loss_history", "val_loss_history", "val_predictions"):
@@ -68,7 +68,7 @@ def test_stage_one_is_frozen_and_stage_two_goes_on_from_its_best(undisturbed, ti
     assert changed == {f"features.{i}.{kind}" for i in (24, 26, 28) for kind in ("weight", "bias")}
     reports = [report(folder, stage) for stage in (1, 2)]
     assert [r["iter"] for r in reports] == [8, 8]
-    best = load_checkpoint(folder / "model_id_stage1.pt").record
+    best = load_checkpoint(folder / "model_id_stage1.pt").history
     # Cached features may be computed in bfloat16.
     assert reports[1]["val_loss_history"]["0"] == pytest.approx(best.val_loss_history[best.iteration], abs=1e-4)
     others = [loss for iteration, loss in best.val_loss_history.items() if iteration != best.iteration]

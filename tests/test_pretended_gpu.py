@@ -11,8 +11,8 @@ from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import evaluate_batch
 from captioner.model.caption_model import CaptionModel
+from captioner.model.checkpoint_content import TrainingHistory
 from captioner.model.config import ModelConfig
-from captioner.model.record import TrainingRecord
 from captioner.search import SearchOptions
 from captioner.training.health_checks import LossMonitor, LossTrend
 from captioner.training.loop import update
@@ -75,11 +75,11 @@ def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
 
 def test_the_loss_of_an_iteration_is_fetched_once_and_read_an_iteration_later(monkeypatch):
     with pretend_gpu(monkeypatch) as gpu:
-        monitor = LossMonitor(TrainingRecord(), None, 1, str, LossTrend(12))
+        monitor = LossMonitor(TrainingHistory(), None, 1, str, LossTrend(12))
         for iteration in range(3):
             monitor.note(iteration, torch.full((), 2.5, device=GPU))
         monitor.flush()
-        assert monitor.record.loss_history == {0: 2.5, 1: 2.5, 2: 2.5}
+        assert monitor.history.loss_history == {0: 2.5, 1: 2.5, 2: 2.5}
         assert gpu.lines("download", "wait") == {"runtime/transfers.py: __init__"}
         assert gpu.count("download", "wait") == 3
 

@@ -19,7 +19,8 @@ from captioner.cli import convert as convert_command
 from captioner.cli import eval as eval_command
 from captioner.convert.neuraltalk2 import load_neuraltalk2
 from captioner.data.batch import PixelInputs
-from captioner.data.images import crop, read_image
+from captioner.data.crops import crop
+from captioner.data.images import read_image
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.encoder import Normalise
 from captioner.search import Hypothesis, SearchOptions, search

@@ -12,7 +12,7 @@ from reference_set import REFERENCE
 
 from captioner.convert.neuraltalk2 import GATES, load_neuraltalk2
 from captioner.data.batch import PixelInputs
-from captioner.data.images import crop
+from captioner.data.crops import crop
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint
 from captioner.search import SearchOptions, search

@@ -210,7 +210,7 @@ def test_a_crash_amid_it_costs_nothing(decoder, data, command, tmp_path, crash_a
     assert "resumed at iteration 4" in done.stderr and done.returncode == 0
     one, other = (load_checkpoint(tmp_path / folder / "model_id_last.pt") for folder in ("whole", "broken"))
     assert all(torch.equal(tensor, other.state_dict[key]) for key, tensor in one.state_dict.items())
-    assert one.record.reward_history == other.record.reward_history
+    assert one.history.reward_history == other.history.reward_history
     report = json.loads((tmp_path / "whole" / "model_id.json").read_text())
     assert list(report["loss_history"]) == ["0", "1", "2"]
     assert list(report["reward_history"]) == ["3", "4", "5", "6", "7"]
@@ -226,9 +226,9 @@ def test_it_raises_the_reward_and_the_score(data, command, tmp_path):
     second += ["--drop_prob_lm", 0, "--drop_prob_words", 0, "--drop_prob_features", 0]
     done = command("train", *second)
     assert done.returncode == 0, done.stderr
-    history = list(load_checkpoint(tmp_path / "b" / "model_id_last.pt").record.reward_history.values())
-    assert len(history) == 60
-    assert np.mean(history[-10:]) > np.mean(history[:10]) + 0.2
+    rewards = list(load_checkpoint(tmp_path / "b" / "model_id_last.pt").history.reward_history.values())
+    assert len(rewards) == 60
+    assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.2
 
 
 def test_pieces_and_sources_do_not_mix(data, command, tmp_path, tiny_dataset):
@@ -240,7 +240,7 @@ def test_pieces_and_sources_do_not_mix(data, command, tmp_path, tiny_dataset):
     argv = [*data, "--input_json", tmp_path / "data.json", "--self_critical_after", 0, "--max_iters", 3]
     done = command("train", *argv, "--accumulate", 2, "--checkpoint_path", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    rewards_seen = load_checkpoint(tmp_path / "run" / "model_id_last.pt").record.reward_history
+    rewards_seen = load_checkpoint(tmp_path / "run" / "model_id_last.pt").history.reward_history
     assert len(rewards_seen) == 3 and all(0 <= value <= 10 for value in rewards_seen.values())
 
 

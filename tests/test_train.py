@@ -88,8 +88,8 @@ def test_it_learns_to_name_colours(data, command, tmp_path):
 
 def test_best_checkpoint_repeats_its_logged_loss(uninterrupted, tiny_dataset, command, tmp_path):
     best = load_checkpoint(uninterrupted / "model_id.pt")
-    logged = best.record.val_loss_history[best.record.iteration]
-    assert logged == min(best.record.val_loss_history.values())
+    logged = best.history.val_loss_history[best.history.iteration]
+    assert logged == min(best.history.val_loss_history.values())
     done = command(
         "eval", "--model", uninterrupted / "model_id.pt", "--split", "val", "--num_images", -1, "--gpuid", -1,
         "--precision", "fp32", "--vis_dir", tmp_path,
@@ -187,9 +187,9 @@ def test_an_untrained_model_is_never_the_best(data, command, tmp_path):
     argv = [*data, "--max_iters", 1, "--learning_rate", 1e3, "--optim", "sgd", "--grad_clip", 1]
     done = command("train", *argv, "--checkpoint_path", tmp_path)
     assert done.returncode == 0, done.stderr
-    record = load_checkpoint(tmp_path / "model_id.pt").record
-    assert record.iteration == 1
-    assert record.val_loss_history[1] > record.val_loss_history[0]
+    history = load_checkpoint(tmp_path / "model_id.pt").history
+    assert history.iteration == 1
+    assert history.val_loss_history[1] > history.val_loss_history[0]
 
 
 def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_path):
@@ -198,7 +198,7 @@ def test_start_from_takes_the_weights_alone(data, uninterrupted, command, tmp_pa
     done = command(*argv)
     assert done.returncode == 0, done.stderr
     assert_same_weights(start, tmp_path / "model_id.pt")
-    assert load_checkpoint(tmp_path / "model_id.pt").record.iteration == 0
+    assert load_checkpoint(tmp_path / "model_id.pt").history.iteration == 0
 
 
 def test_start_from_refuses_what_it_would_ignore(data, uninterrupted, command, tmp_path):

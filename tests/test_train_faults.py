@@ -49,7 +49,7 @@ def assert_state_is_good(folder: Path, iteration: int) -> None:
     """Resume state and both models can be loaded, are sound, and nothing half-written lies about."""
     state = load_resume_state(folder / "model_id_resume.pt")
     last, best = (load_checkpoint(folder / name) for name in ("model_id_last.pt", "model_id.pt"))
-    assert state.checkpoint.record.iteration == iteration >= last.record.iteration >= best.record.iteration
+    assert state.checkpoint.history.iteration == iteration >= last.history.iteration >= best.history.iteration
     for checkpoint in (state.checkpoint, last, best):
         assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
     assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".jsonl", ".html"}

@@ -10,7 +10,7 @@ from test_decoder import loss_sum
 from torch import nn
 
 from captioner.model.attention_decoder import AttentionDecoder
-from captioner.model.checkpoint import TrainingRecord, load_checkpoint
+from captioner.model.checkpoint import TrainingHistory, load_checkpoint
 from captioner.model.decoder import Decoder
 from captioner.training.optim import make_optimizer, reductions_on_plateau, schedule_factor, without_improvement
 from captioner.training.trainer import ParameterGroup, Rule
@@ -54,17 +54,17 @@ def test_schedules_have_the_values_they_are_known_by():
     ],
 )
 def test_validations_in_vain_are_counted(losses, in_vain, reductions):
-    record = TrainingRecord(val_loss_history={10 * k: loss for k, loss in enumerate(losses)})
-    assert without_improvement(record) == in_vain
-    assert reductions_on_plateau(record, 2) == reductions
+    history = TrainingHistory(val_loss_history={10 * k: loss for k, loss in enumerate(losses)})
+    assert without_improvement(history) == in_vain
+    assert reductions_on_plateau(history, 2) == reductions
 
 
 def test_scores_come_before_the_loss():
-    record = TrainingRecord(
+    history = TrainingHistory(
         val_loss_history={0: 3.0, 1: 2.0, 2: 1.0},
         val_lang_stats_history={0: {"CIDEr": 0.1}, 1: {"CIDEr": 0.5}, 2: {"CIDEr": 0.4}},
     )
-    assert without_improvement(record) == 1
+    assert without_improvement(history) == 1
 
 
 def test_adamw_is_the_formula():
@@ -154,7 +154,7 @@ def test_a_crash_costs_nothing_with_all_of_them(data, command, tmp_path, crash_a
     for name in ("model_id.pt", "model_id_last.pt", "model_id_resume.pt"):
         one, other = (load_checkpoint(tmp_path / folder / name) for folder in ("whole", "broken"))
         assert all(torch.equal(tensor, other.state_dict[key]) for key, tensor in one.state_dict.items()), name
-        assert one.record.loss_history == other.record.loss_history
+        assert one.history.loss_history == other.history.loss_history
 
 
 def test_a_run_that_gets_no_better_ends(data, command, tmp_path):

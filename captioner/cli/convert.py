@@ -195,7 +195,7 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         (
             "model",
             f"VGG16 to {config.cnn_layer}, {language_model}, {config.vocab_size} words, "
-            f"iteration {checkpoint.record.iteration}",
+            f"iteration {checkpoint.history.iteration}",
         ),
         ("parameters", f"{parameters:,}"),
         ("encoding size", str(config.encoding_size)),
@@ -207,23 +207,23 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         ("image mode", config.image_mode),
         ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
         ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),
-        ("iteration", str(checkpoint.record.iteration)),
+        ("iteration", str(checkpoint.history.iteration)),
     ]
-    if checkpoint.record.best_score is not None:
-        facts.append(("best score", f"{checkpoint.record.best_score:.4f}"))
-    for name, history in (
-        ("training loss", checkpoint.record.loss_history),
-        ("validation loss", checkpoint.record.val_loss_history),
+    if checkpoint.history.best_score is not None:
+        facts.append(("best score", f"{checkpoint.history.best_score:.4f}"))
+    for name, curve in (
+        ("training loss", checkpoint.history.loss_history),
+        ("validation loss", checkpoint.history.val_loss_history),
     ):
-        if history:
-            last = max(history)
-            facts.append((name, f"{history[last]:.4f} at iteration {last} ({len(history)} recorded)"))
-    if checkpoint.record.val_lang_stats_history:
-        last = max(checkpoint.record.val_lang_stats_history)
-        scores = checkpoint.record.val_lang_stats_history[last]
+        if curve:
+            last = max(curve)
+            facts.append((name, f"{curve[last]:.4f} at iteration {last} ({len(curve)} recorded)"))
+    if checkpoint.history.val_lang_stats_history:
+        last = max(checkpoint.history.val_lang_stats_history)
+        scores = checkpoint.history.val_lang_stats_history[last]
         told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(scores.items()))
         facts.append(("scores", f"{told} at iteration {last}"))
-    facts += [(f"option {name}", repr(value)) for name, value in sorted(checkpoint.record.opt.items())]
+    facts += [(f"option {name}", repr(value)) for name, value in sorted(checkpoint.history.opt.items())]
     return facts
 
 

@@ -187,7 +187,7 @@ def caption(opt: argparse.Namespace) -> None:
 
 def take_pictures_from_models(opt: argparse.Namespace) -> None:
     """--model takes all that follows it; what can only be pictures is meant as such."""
-    from captioner.data.images import has_image_suffix
+    from captioner.data.image_formats import has_image_suffix
     from captioner.data.listing import is_address
 
     def is_picture(name: str) -> bool:
@@ -335,8 +335,8 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
             )
         return source
     h5, described = (
-        opt.input_h5 or model.record.opt.get("input_h5"),
-        opt.input_json or model.record.opt.get("input_json"),
+        opt.input_h5 or model.history.opt.get("input_h5"),
+        opt.input_json or model.history.opt.get("input_json"),
     )
     if not (h5 and described) or not opt.model:
         raise InputError(
@@ -352,7 +352,7 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
 def batch_size_of(opt: argparse.Namespace, checkpoint: "Checkpoint", model: "Model") -> int:
     """What the user says (0: as in training); 1, the original's default, stands for what is fast here."""
     if opt.batch_size == 0:
-        return int(checkpoint.record.opt.get("batch_size", 16))
+        return int(checkpoint.history.opt.get("batch_size", 16))
     return opt.batch_size if opt.batch_size > 1 else model.fast_batch_size()
 
 

@@ -16,7 +16,7 @@ from captioner.convert.mapped_file import Mapping, copy_float32, map_file
 from captioner.convert.torch7 import TorchObject, parse_torch7
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.model.checkpoint import Checkpoint, TrainingRecord
+from captioner.model.checkpoint import Checkpoint, TrainingHistory
 from captioner.model.config import ModelConfig
 from captioner.model.encoder import CONV_NAMES, FC_NAMES, LAST_GRID
 
@@ -121,7 +121,7 @@ def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
     }
     iteration = table.get("iter")
     iteration = iteration if isinstance(iteration, int) else 0
-    record = TrainingRecord(
+    history = TrainingHistory(
         opt=opt,
         iteration=iteration,
         loss_history=_history(table, "loss_history"),
@@ -140,7 +140,7 @@ def to_checkpoint(content: Any, source: str, data: Mapping) -> Checkpoint:
         **{f"decoder.{name}": torch.from_numpy(value) for name, value in decoder.items()},
     }
     # So that captions and losses are the original's to the last digits that float32 gives.
-    return Checkpoint(config, vocab, weights, record, decoding={"suppress_unk": 0, "precision": "fp32"})
+    return Checkpoint(config, vocab, weights, history, decoding={"suppress_unk": 0, "precision": "fp32"})
 
 
 class _Copy:

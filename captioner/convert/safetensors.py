@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from captioner.errors import InputError
-from captioner.model.checkpoint import Checkpoint, TrainingRecord, from_plain, to_plain
+from captioner.model.checkpoint import Checkpoint, TrainingHistory, from_plain, to_plain
 from captioner.runtime.files import atomic_write
 
 _KEYS = ("config", "vocab", "opt", "decoding", "iteration")
@@ -46,5 +46,5 @@ def read_safetensors(path: Path) -> Checkpoint:
         ) from error
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a .safetensors file, or a damaged one ({error})") from error
-    record = TrainingRecord(content.pop("opt"), content.pop("iteration"))
-    return from_plain({"format_version": 1, **vars(record), **content}, path)
+    history = TrainingHistory(content.pop("opt"), content.pop("iteration"))
+    return from_plain({"format_version": 1, **vars(history), **content}, path)

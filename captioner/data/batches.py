@@ -22,7 +22,7 @@ from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import EpochOrder
 from captioner.data.image_like import ImageLike, read_image_like
 from captioner.data.image_mode import ImageMode
-from captioner.data.images import IMAGE_SIZE, MAX_CROP_OFFSET
+from captioner.data.crops import IMAGE_SIZE, MAX_CROP_OFFSET
 from captioner.errors import InputError
 
 Result = TypeVar("Result")

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from captioner.data.image_mode import ImageMode
-from captioner.data.images import IMAGE_SIZE, read_image
+from captioner.data.crops import IMAGE_SIZE
+from captioner.data.images import read_image
 from captioner.errors import InputError
 
 SECONDS_PER_IMAGE = 60.0  # a decoder that takes longer is hanging on purpose

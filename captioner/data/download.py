@@ -26,7 +26,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from captioner.data.images import read_image, usual_formats
+from captioner.data.image_formats import usual_formats
+from captioner.data.images import read_image
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, read_small, require_writable_folder
 

@@ -1,4 +1,4 @@
-"""Any image file → (3, 256, 256) uint8 RGB; centre and random crops.
+"""Any image file → (3, 256, 256) uint8 RGB.
 
 The content decides what a file is, never its name. EXIF orientation is applied, transparency is laid over
 white, grey is replicated, and only the first frame of an animation counts. Everything becomes a square: squashed
@@ -8,34 +8,20 @@ as in the original, or its middle square, or whole with a border, with an antial
 
 import contextlib
 import io
-import os
-import re
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from captioner.data.crops import IMAGE_SIZE
+from captioner.data.image_files import read_file
+from captioner.data.image_formats import SAME_FORMAT, describe_unknown, known_formats, usual_formats
 from captioner.data.image_mode import ImageMode
-from captioner.data.parquet_files import read_row
-from captioner.data.tar_files import read_member
 from captioner.errors import InputError
-from captioner.runtime.quantities import bytes_text
 
-if TYPE_CHECKING:
-    import torch
-
-IMAGE_SIZE = 256  # stored pictures
-CROP_SIZE = 224  # what VGG16 sees
-CENTRE_OFFSET = 15  # the original's centre crop: rows and columns 15..238, 0-based
-MAX_CROP_OFFSET = IMAGE_SIZE - CROP_SIZE - 1  # its random crop draws 0..31, never 32
-
-# Refused beyond these: a file that is no photo, or one that unpacks to gigabytes.
-MAX_FILE_BYTES = 512 * 2**20
-MAX_PIXELS = 178_000_000
+MAX_PIXELS = 178_000_000  # beyond it a picture would unpack to gigabytes
 
 READING_RULES = 2  # to be raised when the same file would give other pixels: partial datasets are not continued then
 
@@ -47,20 +33,6 @@ _DRAFT_SIDE = 2 * IMAGE_SIZE
 _BORDER = (124, 117, 104)  # of padded pictures: ImageNet's mean, next to nothing for a CNN once it is subtracted
 
 _REDUCED_PIXELS = 40_000_000  # beyond this other formats are made smaller in the same way
-
-# No EPS (runs Ghostscript), no formats without a signature of their own (TGA, raw), no vector graphics.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "HEIF")
-_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .ico"
-    " .heic .heif".split()
-)
-_SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP", "AVIF": "HEIF"}  # kinds that share their endings
-_SIGNATURES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+|GIF8[79]a|P[1-6]\s"
-    rb"|....ftyp(?:avif|avis|hei[cfxms]|hev[cx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0[^\0]\0",
-    re.DOTALL,
-)
-_SIGNATURE_BYTES = 16
 
 # EXIF orientation → what makes it upright (Exif 2.32, tag 0x0112).
 _UPRIGHT = {
@@ -89,48 +61,6 @@ def read_image(path: str | Path, image_mode: ImageMode = "squash") -> np.ndarray
         return decode_image(data, image_mode=image_mode)
     except InputError as error:
         raise InputError(f"{path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
-
-
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file of sensible size, also of one inside a tar archive or Parquet file (see `tar_files`,
-    `parquet_files`); pipes, devices and folders are refused unopened.
-
-    Raises:
-        InputError: with the reason.
-    """
-    try:
-        # Looked at before it is opened: to open a device can do things, to open a pipe waits for a writer.
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: is {_kind_of_file(status.st_mode)}, not a picture")
-        if status.st_size > MAX_FILE_BYTES:
-            raise InputError(
-                f"{path}: holds {bytes_text(status.st_size)}", expected=f"at most {bytes_text(MAX_FILE_BYTES)}"
-            )
-        with open(path, "rb") as stream:
-            data = stream.read(status.st_size)  # no more, even if it grows
-    except (FileNotFoundError, NotADirectoryError):
-        data = _read_from_archive(path)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read ({reason})") from error
-    if not data:
-        raise InputError(f"{path}: is empty")
-    return data
-
-
-def _read_from_archive(path: str | Path) -> bytes:
-    """A file that is none by itself: inside a shard, or missing."""
-    try:
-        data = read_member(str(path), MAX_FILE_BYTES)
-        if data is None:
-            data = read_row(str(path), MAX_FILE_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if data is None:
-        reason = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
-        raise InputError(f"{path}: {reason}") from None
-    return data
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, image_mode: ImageMode = "squash") -> np.ndarray:
@@ -180,15 +110,7 @@ def format_of(path: str | Path) -> str:
         InputError: it is no picture.
     """
     with _opened(read_file(path)) as image:
-        return _SAME_FORMAT.get(str(image.format), str(image.format))
-
-
-def usual_formats(suffix: str) -> set[str]:
-    """The formats that a file name's ending stands for; empty if it stands for none."""
-    _register_heif()
-    Image.init()
-    name = Image.registered_extensions().get(suffix.lower())
-    return {_SAME_FORMAT.get(name, name)} if name else set()
+        return SAME_FORMAT.get(str(image.format), str(image.format))
 
 
 def misnamed(path: Path) -> str | None:
@@ -203,31 +125,14 @@ def misnamed(path: Path) -> str | None:
     return None if found in expected else found
 
 
-def has_image_suffix(name: str) -> bool:
-    """Whether a file is called like a picture."""
-    return os.path.splitext(name)[1].lower() in _SUFFIXES
-
-
-def starts_like_image(path: str) -> bool:
-    """Whether the first bytes of a regular file are those of a picture; False where they cannot be read."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb") as stream:
-            return _SIGNATURES.match(stream.read(_SIGNATURE_BYTES)) is not None
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def _opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """The picture in `data`, not too large; whatever goes wrong with it in the block becomes an InputError."""
-    _register_heif()
     with _decoder_errors():
         try:
-            image = Image.open(io.BytesIO(data), formats=_known_formats())
+            image = Image.open(io.BytesIO(data), formats=known_formats())
         except UnidentifiedImageError:
-            raise InputError(_describe_unknown(data)) from None
+            raise InputError(describe_unknown(data)) from None
         with image:
             _require_sensible_size(image, max_pixels)
             yield image
@@ -374,61 +279,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-_heif_registered = False
-
-
-def _register_heif() -> None:
-    """HEIC needs the extra package `pillow-heif`; without it such files are refused with that hint."""
-    global _heif_registered
-    if not _heif_registered:
-        _heif_registered = True
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-
-            pillow_heif.register_heif_opener()
-
-
-def _known_formats() -> list[str]:
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _kind_of_file(mode: int) -> str:
-    for is_kind, name in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a named pipe"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if is_kind(mode):
-            return name
-    return "no regular file"
-
-
-def _describe_unknown(data: bytes) -> str:
-    """What a file that no decoder knows seems to be."""
-    start = data[:512].lstrip()
-    lowered = start.lower()
-    if re.match(rb"....ftyp(?:hei|hev|mif1|msf1)", data[:12], re.DOTALL):
-        return "is a HEIC picture, which needs: pip install captioner[heic]"
-    if lowered.startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not a picture"
-    if lowered.startswith(b"<svg") or (lowered.startswith(b"<?xml") and b"<svg" in lowered):
-        return "is an SVG drawing, which is not supported"
-    if start.startswith((b"%PDF", b"%!PS")):
-        return "is a PDF or PostScript document, not a picture"
-    if start.startswith((b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")):
-        return "is an archive, not a picture"
-    if _SIGNATURES.match(data[:_SIGNATURE_BYTES]):
-        return "starts like a picture, but its header is damaged"
-    if not start.strip(b"\0"):
-        return "holds only zeros or blanks"
-    if all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in start):
-        return "is text, not a picture"
-    return "is not a picture in a known format"
-
-
 def _describe_failure(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"is too large: more than {MAX_PIXELS:,} pixels"
@@ -436,28 +286,3 @@ def _describe_failure(error: Exception) -> str:
     if isinstance(error, SyntaxError | ValueError | OSError) and reason and "0x" not in reason:
         return f"is damaged ({reason})"
     return f"is damaged ({type(error).__name__} while decoding)"
-
-
-def crop(images: "torch.Tensor", offsets: "torch.Tensor | None" = None) -> "torch.Tensor":
-    """Cut 224×224 squares out of stored pictures, on the device where they are.
-
-    Args:
-        images: uint8 (N, 3, 256, 256).
-        offsets: int64 (N, 2), top row and left column of each crop, 0..31 in training; None: the centre.
-
-    Returns:
-        uint8 (N, 3, 224, 224).
-    """
-    if offsets is None:
-        centre = slice(CENTRE_OFFSET, CENTRE_OFFSET + CROP_SIZE)
-        return images[:, :, centre, centre]
-    import torch
-
-    device = images.device
-    span = torch.arange(CROP_SIZE, device=device)
-    offsets = offsets.to(device)
-    rows = (offsets[:, 0, None] + span)[:, None, :, None]
-    columns = (offsets[:, 1, None] + span)[:, None, None, :]
-    batch = torch.arange(images.shape[0], device=device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
-    return images[batch, channels, rows, columns]

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from captioner.data.images import has_image_suffix, starts_like_image
+from captioner.data.image_formats import has_image_suffix, starts_like_image
 from captioner.data.parquet_files import count_rows, is_parquet
 from captioner.data.tar_files import is_tar, list_members
 from captioner.errors import InputError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captioner.data.images import IMAGE_SIZE
+from captioner.data.crops import IMAGE_SIZE
 
 _THUMBNAIL_SIDE = 16
 _HASH_SIDE = 8  # 8×8 blocks, each compared with its right neighbour: 56 bits

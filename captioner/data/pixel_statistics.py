@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from captioner.data.images import IMAGE_SIZE
+from captioner.data.crops import IMAGE_SIZE
 from captioner.runtime.files import atomic_write
 from captioner.runtime.outputs import require_output
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from captioner.data.batch import Batch, PixelInputs
-from captioner.data.images import crop
+from captioner.data.crops import crop
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.captioner import Captioner

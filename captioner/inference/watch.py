@@ -12,7 +12,8 @@ from typing import Any
 
 from captioner.data.batch import Batch
 from captioner.data.batches import file_batches
-from captioner.data.images import ImageMode, has_image_suffix, starts_like_image
+from captioner.data.image_formats import has_image_suffix, starts_like_image
+from captioner.data.image_mode import ImageMode
 from captioner.data.listing import list_images
 from captioner.metrics.pairing import Reference
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
-from captioner.data.images import crop
+from captioner.data.crops import crop
 from captioner.errors import InputError
 from captioner.kernels import output_loss
 from captioner.model.accuracy import hits

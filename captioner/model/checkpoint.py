@@ -13,10 +13,10 @@ from torch import Tensor
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
+from captioner.model.checkpoint_content import Checkpoint as Checkpoint  # both are imported from here, too
+from captioner.model.checkpoint_content import TrainingHistory as TrainingHistory
 from captioner.model.checkpoint_fields import require_finite, require_sound_fields, weights_digest
 from captioner.model.config import ModelConfig
-from captioner.model.record import Checkpoint as Checkpoint  # whoever reads or writes one imports it from here
-from captioner.model.record import TrainingRecord as TrainingRecord
 from captioner.runtime.files import atomic_write
 
 FORMAT_VERSIONS = (1, 2)  # 2 knows attending models; others are written as 1, for older readers
@@ -25,8 +25,8 @@ BUNDLED_MODEL = "captioner-vgg16.pt"
 
 StorageType = Literal["float32", "float16", "int8"]
 
-# The record's fields stand in the file one by one, beside the model's.
-_RECORD_FIELDS = tuple(f.name for f in dataclasses.fields(TrainingRecord))
+# The history's fields stand in the file one by one, beside the model's.
+_HISTORY_FIELDS = tuple(f.name for f in dataclasses.fields(TrainingHistory))
 
 
 def bundled_model_path() -> Path:
@@ -75,7 +75,7 @@ def to_plain(checkpoint: Checkpoint, dtype: StorageType) -> dict[str, Any]:
         "state_dict": stored,
         "weights_digest": weights_digest(stored),
         "decoding": checkpoint.decoding,
-        **{name: getattr(checkpoint.record, name) for name in _RECORD_FIELDS},
+        **{name: getattr(checkpoint.history, name) for name in _HISTORY_FIELDS},
     }
 
 
@@ -99,7 +99,7 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
         "val_accuracy_history": {},
         **content,
     }  # which files of earlier versions do not have
-    missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_RECORD_FIELDS) if name not in content]
+    missing = [name for name in ("config", "vocab", "state_dict", "decoding", *_HISTORY_FIELDS) if name not in content]
     if missing:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}", remedy="it is damaged or incomplete")
     require_sound_fields(content, str(path))
@@ -115,8 +115,8 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
     state_dict = {name: _restore(stored, f"{path}: {name}") for name, stored in content["state_dict"].items()}
     for name, tensor in state_dict.items():
         require_finite(tensor, f"{path}: {name}")
-    record = TrainingRecord(**{name: content[name] for name in _RECORD_FIELDS})
-    return Checkpoint(config, vocab, state_dict, record, content["decoding"])
+    history = TrainingHistory(**{name: content[name] for name in _HISTORY_FIELDS})
+    return Checkpoint(config, vocab, state_dict, history, content["decoding"])
 
 
 def load_plain(path: Path) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from captioner.data.vocabulary import UNK, Vocab
 from captioner.model.caption_model import build_model, make_decoder
-from captioner.model.record import Checkpoint
+from captioner.model.checkpoint_content import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from captioner.scale.items import Item
 log = logging.getLogger(__name__)
 
 FORMATS = ("jsonl", "parquet")
-RECORD = "captioner-run.json"  # in the folder of results: what makes another run the same
+RUN_FILE = "captioner-run.json"  # in the folder of results: what makes another run the same
 _ERRORS = ".errors.jsonl"
 
 
@@ -66,21 +66,21 @@ class ShardResults:
                 raise InputError(f"{shard}: another shard has this name, too", remedy="give each folder its own run")
         make_folder(folder, "results")
         there = names_in(folder)
-        record = json.dumps(run, sort_keys=True)
-        known = read_whole(join(folder, RECORD)) if RECORD in there else None
-        foreign = next((target for target in targets if target in there), None) if known is None else RECORD
-        if (foreign and known != record.encode()) and not overwrite:
+        wanted = json.dumps(run, sort_keys=True).encode()
+        known = read_whole(join(folder, RUN_FILE)) if RUN_FILE in there else None
+        foreign = next((target for target in targets if target in there), None) if known is None else RUN_FILE
+        if (foreign and known != wanted) and not overwrite:
             whose = (
                 "is not of this run" if known is None else "says that the results here are of another model or options"
             )
             raise InputError(
                 f"{join(folder, foreign)}: {whose}", remedy="choose another --output_dir, or --overwrite 1"
             )
-        if known != record.encode():
+        if known != wanted:
             there = set()  # nothing here is ours yet
             for target in targets:
                 remove(join(folder, target))
-            write_whole(join(folder, RECORD), record.encode())
+            write_whole(join(folder, RUN_FILE), wanted)
         self.left = [number for number, target in enumerate(targets) if target not in there]
 
     def gather(self, items: Iterable[Item]) -> Tally:

@@ -143,20 +143,20 @@ def _extend_group(
 def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: SearchOptions) -> list[list[Hypothesis]]:
     """Walk back from every end, best first, until each image has its captions."""
     places = np.full((len(trace), num_images), -1)
-    for t, record in enumerate(trace):
-        places[t, record.images] = np.arange(len(record.images))
+    for t, one in enumerate(trace):
+        places[t, one.images] = np.arange(len(one.images))
     parts = [(part.parent, part.token, part.logprob, part.score) for one in trace for part in (one.live, one.done)]
     fetched = iter(download([field for part in parts for field in part]))
     decided = [([next(fetched) for _ in range(4)], [next(fetched) for _ in range(4)]) for _ in trace]
     live = [[field.tolist() for field in fields[:3]] for fields, _ in decided]
     ends: list[list[tuple[float, int, int, int, int, float]]] = [[] for _ in range(num_images)]
-    for t, (record, (_, done)) in enumerate(zip(trace, decided, strict=True)):
+    for t, (one, (_, done)) in enumerate(zip(trace, decided, strict=True)):
         score = done[3].numpy()
         found = (score > -math.inf).nonzero()
         fields = [field.numpy()[found].tolist() for field in done[:3]]
         ranks = (score[found] / (t + 1) ** options.length_penalty).tolist()
         for image, rank, group, *end in zip(
-            record.images[found[0]].tolist(), ranks, found[1].tolist(), *fields, strict=True
+            one.images[found[0]].tolist(), ranks, found[1].tolist(), *fields, strict=True
         ):
             ends[image].append((rank, t, group, *end))
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from captioner.data.images import crop
+from captioner.data.crops import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.model.record import TrainingRecord
+from captioner.model.checkpoint_content import TrainingHistory
 from captioner.runtime.transfers import Later
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class LossMonitor:
     """Watches the loss without making a GPU wait: each loss is read once the next one is under way.
 
     Args:
-        record: its histories of loss and reward are filled every `log_every` iterations (0: never).
+        history: its histories of loss and reward are filled every `log_every` iterations (0: never).
         first: the run's first loss, where it was resumed.
         describe: names the batch of an iteration, for the error.
         trend: warns of a loss that does not fall.
@@ -148,13 +148,13 @@ class LossMonitor:
 
     def __init__(
         self,
-        record: TrainingRecord,
+        history: TrainingHistory,
         first: float | None,
         log_every: int,
         describe: Callable[[int], str],
         trend: LossTrend,
     ) -> None:
-        self.record, self.first, self.log_every, self.describe = record, first, log_every, describe
+        self.history, self.first, self.log_every, self.describe = history, first, log_every, describe
         self.trend = trend
         self._pending: tuple[int, Later, bool] | None = None
 
@@ -182,7 +182,7 @@ class LossMonitor:
         logged = self.log_every and iteration % self.log_every == 0
         if rewarded:
             if logged:
-                self.record.reward_history[iteration] = -loss
+                self.history.reward_history[iteration] = -loss
             return
         if self.first is None:
             self.first = loss
@@ -193,7 +193,7 @@ class LossMonitor:
             )
         self.trend.add(iteration, loss)
         if logged:
-            self.record.loss_history[iteration] = loss
+            self.history.loss_history[iteration] = loss
 
 
 def warn_of_captions(captions: list[str]) -> None:

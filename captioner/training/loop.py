@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captioner.data.batch import Batch
 from captioner.data.vocabulary import Vocab
-from captioner.model.record import Checkpoint, TrainingRecord
+from captioner.model.checkpoint_content import Checkpoint, TrainingHistory
 from captioner.training.health_checks import LossMonitor
 from captioner.training.optim import without_improvement
 from captioner.training.options import TrainingOptions
@@ -33,9 +33,9 @@ class TrainingRun:
 
     Attributes:
         last: the number of iterations; None: without end.
-        batches: from the record's iteration on; this process's share of each.
+        batches: from the history's iteration on; this process's share of each.
         schedule: the factor of both learning rates in an iteration.
-        validate: enters loss, scores and captions of the validation images into the record; whether they are the best.
+        validate: enters loss, scores and captions of the validation images into the history; whether they are the best.
         stop_signal: the number of the signal that asked to stop, 0 if none has.
     """
 
@@ -43,11 +43,11 @@ class TrainingRun:
     trainer: Trainer
     vocab: Vocab
     decoding: dict[str, object]
-    record: TrainingRecord
+    history: TrainingHistory
     last: int | None
     batches: Iterator[Batch]
     schedule: Callable[[int], float]
-    validate: Callable[[TrainingRecord], bool]
+    validate: Callable[[TrainingHistory], bool]
     monitor: LossMonitor
     progress: Progress
     files: RunFiles
@@ -57,12 +57,12 @@ class TrainingRun:
     def validation_is_due(self, iteration: int) -> bool:
         """Every so often and at the end; not again right after resuming."""
         due = iteration % self.options.save_checkpoint_every == 0 or self.is_finished(iteration)
-        return due and iteration not in self.record.val_loss_history
+        return due and iteration not in self.history.val_loss_history
 
     def is_finished(self, iteration: int) -> bool:
         """Whether all iterations are done, or the last validations brought no better model."""
         patience = self.options.patience if self.options.lr_schedule != "plateau" else 0
-        in_vain = patience > 0 and without_improvement(self.record) >= patience
+        in_vain = patience > 0 and without_improvement(self.history) >= patience
         return in_vain or (self.last is not None and iteration >= self.last)
 
     def asked_to_stop(self, iteration: int) -> int:
@@ -72,16 +72,16 @@ class TrainingRun:
 
     def save_models(self, better: bool) -> None:
         """Write report and last model, and the best one if this is it, after making sure that the weights are sound."""
-        self.trainer.require_sound_weights(self.record.iteration)
+        self.trainer.require_sound_weights(self.history.iteration)
         if self.trainer.processes.is_main:
             self.files.save_models(self._checkpoint(), better, self.progress.pace)
             if self.events:
-                self.events.validation(self.record)
+                self.events.validation(self.history)
 
     def save_state(self) -> None:
         """Write what --resume goes on from, after making sure that loss and weights are sound."""
         self.monitor.flush()
-        self.trainer.require_sound_weights(self.record.iteration)
+        self.trainer.require_sound_weights(self.history.iteration)
         if self.trainer.processes.is_main:
             states = self.trainer.optimizer_states()
             self.files.save_state(ResumeState(self._checkpoint(), states, self.monitor.first), self.progress.pace)
@@ -89,21 +89,21 @@ class TrainingRun:
 
     def _checkpoint(self) -> Checkpoint:
         model = self.trainer.model
-        return Checkpoint(model.config, self.vocab, model.state_dict(), self.record, self.decoding)
+        return Checkpoint(model.config, self.vocab, model.state_dict(), self.history, self.decoding)
 
 
 def train(run: TrainingRun) -> int:
     """Train until the last iteration or until asked to stop; returns the number of that signal, else 0.
 
-    The record's iteration is the number of updates behind the weights; validation and saving come before the next one.
+    The history's iteration is the number of updates behind the weights; validation and saving come before the next one.
     """
-    record, options = run.record, run.options
-    for iteration in itertools.count(record.iteration):
+    history, options = run.history, run.options
+    for iteration in itertools.count(history.iteration):
         if run.validation_is_due(iteration):
             run.monitor.flush()
             with run.trainer.averaged():
-                better = run.validate(record)
-                nothing_better_comes = run.is_finished(iteration) and record.best_score is None  # not one iteration
+                better = run.validate(history)
+                nothing_better_comes = run.is_finished(iteration) and history.best_score is None  # not one iteration
                 run.save_models(better or nothing_better_comes)
             run.save_state()
         finished, stopping = run.is_finished(iteration), run.asked_to_stop(iteration)
@@ -117,13 +117,13 @@ def train(run: TrainingRun) -> int:
         rewarded = 0 <= options.self_critical_after <= iteration
         rate_factor = run.schedule(iteration)
         loss = update(run.trainer, batch, iteration, rate_factor=rate_factor, finetune=finetune, self_critical=rewarded)
-        record.iteration = iteration + 1
+        history.iteration = iteration + 1
 
         run.monitor.note(iteration, loss, rewarded=rewarded)
         if options.losses_log_every and iteration % options.losses_log_every == 0:
             run.monitor.flush()
-            name, history = ("reward", record.reward_history) if rewarded else ("loss", record.loss_history)
-            run.progress.report(iteration, name, history[iteration], rate_factor * options.learning_rate)
+            name, curve = ("reward", history.reward_history) if rewarded else ("loss", history.loss_history)
+            run.progress.report(iteration, name, curve[iteration], rate_factor * options.learning_rate)
     if run.events:
         run.events.close()
     return stopping

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from captioner.errors import InputError
-from captioner.model.record import TrainingRecord
+from captioner.model.checkpoint_content import TrainingHistory
 from captioner.training.options import RULES, Schedule
 
 
@@ -105,26 +105,26 @@ def schedule_factor(
     return rising * learning_rate(iteration, base=1.0, decay_start=decay_start, decay_every=decay_every)
 
 
-def without_improvement(record: TrainingRecord) -> int:
+def without_improvement(history: TrainingHistory) -> int:
     """How many validations there were since the one of the best model."""
-    qualities = _qualities(record)
+    qualities = _qualities(history)
     return len(qualities) - 1 - qualities.index(max(qualities)) if qualities else 0
 
 
-def reductions_on_plateau(record: TrainingRecord, patience: int) -> int:
+def reductions_on_plateau(history: TrainingHistory, patience: int) -> int:
     """How often `patience` validations in a row brought no better model."""
     best, waited, reductions = -math.inf, 0, 0
-    for quality in _qualities(record):
+    for quality in _qualities(history):
         best, waited = (quality, 0) if quality > best else (best, waited + 1)
         if waited == patience:
             waited, reductions = 0, reductions + 1
     return reductions
 
 
-def _qualities(record: TrainingRecord) -> list[float]:
+def _qualities(history: TrainingHistory) -> list[float]:
     """What says which model is best, validation by validation: CIDEr where it is computed, else the negative loss."""
-    scores = record.val_lang_stats_history
-    return [scores[k]["CIDEr"] if k in scores else -loss for k, loss in sorted(record.val_loss_history.items())]
+    scores = history.val_lang_stats_history
+    return [scores[k]["CIDEr"] if k in scores else -loss for k, loss in sorted(history.val_loss_history.items())]
 
 
 def clip_elementwise(parameters: Iterable[nn.Parameter], limit: float) -> None:

@@ -24,9 +24,9 @@ from captioner.data.batches import VALIDATION_BATCH, TrainingBatches
 from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import EpochOrder
-from captioner.data.images import IMAGE_SIZE
+from captioner.data.crops import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel, build_model
-from captioner.model.record import Checkpoint
+from captioner.model.checkpoint_content import Checkpoint
 from captioner.runtime.device import choose_device
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.peak_memory import peak_bytes

@@ -14,7 +14,7 @@ from captioner.runtime.files import atomic_write
 
 @dataclass
 class ResumeState:
-    """All that a stopped run needs: the model after `checkpoint.record.iteration` updates, and its optimisers.
+    """All that a stopped run needs: the model after `checkpoint.history.iteration` updates, and its optimisers.
 
     Nothing else has a state: sampler, captions, crops and dropout follow from the seed and the iteration.
     """

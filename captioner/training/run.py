@@ -140,9 +140,9 @@ def _train_stage(
         return 0
     signal = loop.train(run)
     if signal:
-        log.info("stopped at iteration %d; repeat the command with --resume auto to go on", run.record.iteration)
+        log.info("stopped at iteration %d; repeat the command with --resume auto to go on", run.history.iteration)
     else:
-        log.info("done: %d iterations; best model: %s", run.record.iteration, run.files.best)
+        log.info("done: %d iterations; best model: %s", run.history.iteration, run.files.best)
         log.info("curves: %s (open it by double click)", run.files.page)
     return signal
 
@@ -173,10 +173,10 @@ def open_run(
     last = last_iteration(options, images_per_epoch)
     resumed = _find_resume_state(options, files.resume)
     start = resumed.checkpoint if resumed else fresh_checkpoint(options, dataset, given)
-    record = start.record
+    history = start.history
     require_matching(start, dataset, options)
-    if last is not None and record.iteration >= last and record.iteration in record.val_loss_history:
-        log.info("done already: %d iterations; best model: %s", record.iteration, files.best)
+    if last is not None and history.iteration >= last and history.iteration in history.val_loss_history:
+        log.info("done already: %d iterations; best model: %s", history.iteration, files.best)
         return None
     model = build_model(start).to(device)
     trainer = make_trainer(options, model, training_dtype(options.precision, device), processes)
@@ -191,7 +191,7 @@ def open_run(
     processes.wait()  # everyone has looked for a state before the main process moves anything
     if resumed:
         trainer.restore_optimizers(resumed.optimizers, str(files.resume))
-        log.info("resumed at iteration %d", record.iteration)
+        log.info("resumed at iteration %d", history.iteration)
     elif processes.is_main:
         _set_earlier_runs_aside(options)
         if options.cnn_model != "random" or options.start_from:
@@ -223,18 +223,18 @@ def open_run(
     )
     trend = LossTrend(model.config.vocab_size)
     first_loss = resumed.first_loss if resumed else None
-    events = EventLog(files.events, record) if options.tensorboard and processes.is_main else None
-    pace = Pace(files.pace, record.iteration) if resumed else Pace()
-    losses = LossFile(files.losses, record) if options.losses_log_every and processes.is_main else None
+    events = EventLog(files.events, history) if options.tensorboard and processes.is_main else None
+    pace = Pace(files.pace, history.iteration) if resumed else Pace()
+    losses = LossFile(files.losses, history) if options.losses_log_every and processes.is_main else None
     log.info("%s", _summary(trainer, dataset, len(indices)))
     return loop.TrainingRun(
         options=options,
         trainer=trainer,
         vocab=start.vocab,
         decoding=start.decoding,
-        record=record,
+        history=history,
         last=last,
-        batches=_stream(batches, record.iteration, options.num_workers, pin=device.type == "cuda"),
+        batches=_stream(batches, history.iteration, options.num_workers, pin=device.type == "cuda"),
         schedule=lambda iteration: schedule_factor(
             iteration,
             schedule=options.lr_schedule,
@@ -242,10 +242,10 @@ def open_run(
             last=last,
             decay_start=options.learning_rate_decay_start,
             decay_every=options.learning_rate_decay_every,
-            reductions=reductions_on_plateau(record, options.patience) if options.lr_schedule == "plateau" else 0,
+            reductions=reductions_on_plateau(history, options.patience) if options.lr_schedule == "plateau" else 0,
         ),
         validate=validate,
-        monitor=LossMonitor(record, first_loss, options.losses_log_every, batches.describe, trend),
+        monitor=LossMonitor(history, first_loss, options.losses_log_every, batches.describe, trend),
         progress=Progress(images_per_epoch, options.batch_size, pace, events, losses),
         files=files,
         events=events,
@@ -272,11 +272,11 @@ def _find_resume_state(options: TrainingOptions, own: Path) -> ResumeState | Non
         return None
     state = load_resume_state(own if options.resume == "auto" else options.resume)
     unrelated = UNRELATED_TO_THE_RESULT - ({"max_iters", "epochs"} if options.lr_schedule == "cosine" else set())
-    before, now = state.checkpoint.record.opt, dataclasses.asdict(options)
+    before, now = state.checkpoint.history.opt, dataclasses.asdict(options)
     changed = [k for k, v in now.items() if k in before and before[k] != v and k not in unrelated]
     if changed:
         log.info("resuming with changed options: %s", ", ".join(f"{k} {before[k]} → {now[k]}" for k in changed))
-    state.checkpoint.record.opt = now
+    state.checkpoint.history.opt = now
     return state
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.data.batch import Batch
-from captioner.model.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
+from captioner.model.checkpoint import Checkpoint, TrainingHistory, save_checkpoint
 from captioner.output.training_page import write_training_page
 from captioner.runtime.files import atomic_write, cannot_write
 from captioner.training.resume import ResumeState, save_resume_state
@@ -68,7 +68,7 @@ class RunFiles:
         if better:
             save_checkpoint(self.best, model)
         save_checkpoint(self.last, model)
-        write_report(self.report, model.record)
+        write_report(self.report, model.history)
         pace.write(self.pace)
         write_training_page(self.page, [self.report, *self._other_reports()])
 
@@ -137,16 +137,16 @@ class LossFile:
     """The logged losses on disk as they come, as JSON lines: the report, which has them too, waits for a validation.
 
     Args:
-        record: where the run stands; what a killed run wrote beyond that comes again.
+        history: where the run stands; what a killed run wrote beyond that comes again.
 
     Raises:
         InputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, record: TrainingRecord) -> None:
+    def __init__(self, path: Path, history: TrainingHistory) -> None:
         self.path = path
-        past = [("loss", item) for item in record.loss_history.items()]
-        past += [("reward", item) for item in record.reward_history.items()]
+        past = [("loss", item) for item in history.loss_history.items()]
+        past += [("reward", item) for item in history.reward_history.items()]
         with atomic_write(path, "w") as stream:
             stream.writelines(_loss_line(i, name, value) for name, (i, value) in sorted(past, key=lambda one: one[1]))
 
@@ -218,19 +218,19 @@ class Progress:
         self._since, self._iteration, self._waited = now, iteration, 0.0
 
 
-def write_report(path: str | Path, record: TrainingRecord) -> None:
+def write_report(path: str | Path, history: TrainingHistory) -> None:
     """The original's `model_id<ID>.json`: opt, iter, histories and predictions, readable by its notebooks."""
     report = {
-        "opt": record.opt,
-        "iter": record.iteration,
-        "loss_history": record.loss_history,
-        "val_loss_history": record.val_loss_history,
-        "val_accuracy_history": record.val_accuracy_history,
-        "val_lang_stats_history": record.val_lang_stats_history,
-        "val_predictions": record.val_predictions,
+        "opt": history.opt,
+        "iter": history.iteration,
+        "loss_history": history.loss_history,
+        "val_loss_history": history.val_loss_history,
+        "val_accuracy_history": history.val_accuracy_history,
+        "val_lang_stats_history": history.val_lang_stats_history,
+        "val_predictions": history.val_predictions,
     }
-    if record.reward_history:
-        report["reward_history"] = record.reward_history
+    if history.reward_history:
+        report["reward_history"] = history.reward_history
     with atomic_write(path, "w", encoding="utf-8") as stream:
         json.dump(_without_nan(report), stream, ensure_ascii=False, allow_nan=False)
 

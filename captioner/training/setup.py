@@ -17,7 +17,7 @@ from captioner.data.epoch_order import weights_by_source
 from captioner.data.pixel_statistics import PixelStatistics
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, TrainingRecord, bundled_model_path, load_checkpoint
+from captioner.model.checkpoint import Checkpoint, TrainingHistory, bundled_model_path, load_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.model.decoding import decoding_for_new_model
 from captioner.model.encoder import VGG16_FC_WIDTH, GridEmbedding
@@ -72,7 +72,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
     Args:
         given: the options that the user named; none of them may ask for another shape than --start_from brings.
     """
-    record = TrainingRecord(opt=dataclasses.asdict(options))
+    history = TrainingHistory(opt=dataclasses.asdict(options))
     if options.start_from:
         if options.stage and options.start_from != "bundled" and not Path(options.start_from).exists():
             raise InputError(
@@ -100,7 +100,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
             image_mode=dataset.image_mode,
         )
         config.require_sound()
-        return Checkpoint(config, start.vocab, start.state_dict, record, decoding)
+        return Checkpoint(config, start.vocab, start.state_dict, history, decoding)
     weights = read_cnn_weights(options.cnn_model, options.cnn_layer, options.cnn_pixels)
     mean, deviation = _pixels_of(dataset) if weights.pixels == "data" else (None, None)
     config = ModelConfig(
@@ -126,7 +126,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
     torch.manual_seed(options.seed)
     model = CaptionModel(config)
     model.encoder.load_state_dict(weights.state, strict=False)
-    return Checkpoint(config, dataset.vocab, model.state_dict(), record, decoding_for_new_model(options.decoder))
+    return Checkpoint(config, dataset.vocab, model.state_dict(), history, decoding_for_new_model(options.decoder))
 
 
 def _pixels_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

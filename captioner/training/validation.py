@@ -13,7 +13,7 @@ from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import Totals, captions_of, evaluate
 from captioner.metrics import METRICS, score
-from captioner.model.record import TrainingRecord
+from captioner.model.checkpoint_content import TrainingHistory
 from captioner.search import SearchOptions
 from captioner.training.health_checks import warn_of_captions
 from captioner.training.trainer import Trainer
@@ -46,28 +46,28 @@ class Validation:
         self._told = ""  # of scores that cannot be computed here: once is enough
         self.search_options = SearchOptions(beam_size=1, suppress=(unk_id,) if unk_id else ())
 
-    def __call__(self, record: TrainingRecord) -> bool:
-        """Enter loss, scores and captions into the record; returns whether this is the best score so far."""
+    def __call__(self, history: TrainingHistory) -> bool:
+        """Enter loss, scores and captions into the history; returns whether this is the best score so far."""
         totals, found = self._evaluate()
         assert totals.loss is not None
         loss, (top1, top5) = totals.loss, totals.accuracy
         captions = [caption.text for caption in found]
-        record.val_loss_history[record.iteration] = loss
-        record.val_accuracy_history[record.iteration] = {"top1": top1, "top5": top5}
-        record.val_predictions = [{"image_id": caption.image_id, "caption": caption.text} for caption in found]
+        history.val_loss_history[history.iteration] = loss
+        history.val_accuracy_history[history.iteration] = {"top1": top1, "top5": top5}
+        history.val_predictions = [{"image_id": caption.image_id, "caption": caption.text} for caption in found]
         quality, scored = -loss, ""
         if self.language_eval:
             scores = self._scores(captions)
-            record.val_lang_stats_history[record.iteration] = scores
+            history.val_lang_stats_history[history.iteration] = scores
             quality, scored = scores["CIDEr"], f", CIDEr {scores['CIDEr']:.3f}"
         # Noise may score better than the first captions of a training; it is never the best model.
-        trained = record.iteration > 0 or bool(record.opt.get("start_from"))
-        better = trained and (record.best_score is None or quality > record.best_score)
-        record.best_score = quality if better else record.best_score
+        trained = history.iteration > 0 or bool(history.opt.get("start_from"))
+        better = trained and (history.best_score is None or quality > history.best_score)
+        history.best_score = quality if better else history.best_score
         distinct = len(set(captions))
         log.info(
             "validation at iteration %d: loss %.4f, top-1 accuracy %.3f, top-5 %.3f%s, %d distinct captions of %d%s",
-            record.iteration,
+            history.iteration,
             loss,
             top1,
             top5,
@@ -76,7 +76,7 @@ class Validation:
             len(captions),
             " (best so far)" if better else "",
         )
-        if record.iteration:
+        if history.iteration:
             warn_of_captions(captions)
         return better
 

@@ -1,4 +1,4 @@
-"""What a model's file tells: the model, and the record of its training."""
+"""What a model's file tells: the model, and the history of its training."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from captioner.model.config import ModelConfig
 
 
 @dataclass
-class TrainingRecord:
+class TrainingHistory:
     """How far a training run has come, and what it saw on the way; histories map iteration → value."""
 
     opt: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +31,6 @@ class Checkpoint:
     config: ModelConfig
     vocab: Vocab
     state_dict: dict[str, Tensor]
-    record: TrainingRecord = field(default_factory=TrainingRecord)
+    history: TrainingHistory = field(default_factory=TrainingHistory)
     # Search options that suit this model when the user gives none, e.g. {"suppress_unk": 1}.
     decoding: dict[str, Any] = field(default_factory=dict)
