@@ -4,8 +4,6 @@ Sizes as in the benchmarks `lm_train` and `search`: 16 images with 5 captions ea
 512, 9,567 words; grids of 7×7×512; 16 words per caption when decoding, without early END.
 """
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,12 +11,10 @@ from torch.nn import functional as F
 
 from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.lm_train import IMAGES, WIDTH, our_iteration
-from bench.search import WORDS, decode, waited
+from bench.search import WORDS, compare
 from bench.timing import dtypes, interleave, milliseconds, ratio
-from captioner.kernels import can_pack
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.runtime.memory import keep_freed_memory
-from captioner.search import SearchOptions
 
 CELLS = 49
 
@@ -28,7 +24,9 @@ def run() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     training(device)
-    searching(device)
+    print()
+    sizes = ((16, 1), (16, 3), (64, 3))
+    compare(device, lambda: AttentionDecoder(V, WIDTH, WIDTH), (CELLS, WIDTH), sizes, bare_products)
 
 
 def training(device: torch.device) -> None:
@@ -49,39 +47,6 @@ def training(device: torch.device) -> None:
             f"| {str(dtype).removeprefix('torch.')} | {milliseconds(seconds['lstm'])} "
             f"| {milliseconds(seconds['attention'])} | {ratio(seconds['attention'], seconds['lstm'])} |"
         )
-
-
-def searching(device: torch.device) -> None:
-    """ms of the products, ms of the search, and the ratio."""
-    print(f"\nDecoding {WORDS} words on {device} ({torch.get_num_threads()} threads)\n")
-    print("| precision | images | beam | products alone, ms | search, ms | ratio |\n|---|---|---|---|---|---|")
-    for dtype in dtypes(device):
-        decoder = make_decoder(device, dtype)
-        for num_images, beam_size in ((16, 1), (16, 3), (64, 3)):
-            grids = torch.randn(num_images, CELLS, WIDTH, device=device)
-            seconds = interleave(
-                {
-                    "products": partial(waited(device, bare_products), decoder, grids, beam_size),
-                    "search": partial(waited(device, decode), decoder, grids, SearchOptions(beam_size=beam_size)),
-                }
-            )
-            print(
-                f"| {str(dtype).removeprefix('torch.')} | {num_images} | {beam_size} "
-                f"| {milliseconds(seconds['products'])} | {milliseconds(seconds['search'])} "
-                f"| {ratio(seconds['search'], seconds['products'])} |"
-            )
-
-
-def make_decoder(device: torch.device, dtype: torch.dtype) -> AttentionDecoder:
-    """A decoder with random weights that never says END."""
-    torch.manual_seed(0)
-    decoder = AttentionDecoder(V, WIDTH, WIDTH).eval()
-    with torch.no_grad():
-        decoder.output_bias[-1] = -30
-    decoder.to(device, dtype)
-    if dtype == torch.bfloat16 and can_pack(device):  # as caption-eval does
-        decoder.pack()
-    return decoder
 
 
 @torch.inference_mode()

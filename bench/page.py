@@ -28,8 +28,8 @@ from bench.timing import interleave, ratio
 from captioner import load_model
 from captioner.inference.model import Model
 from captioner.model.caption_model import CaptionModel
-from captioner.model.config import ModelConfig
 from captioner.model.checkpoint_content import Checkpoint
+from captioner.model.config import ModelConfig
 from captioner.output.album import write_album
 from captioner.output.page import VisWriter
 

@@ -3,14 +3,16 @@
 rnn 512, encoding 512, 9,567 words, 16 words per caption, no early END, features given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.kernels import can_pack
+from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.decoder import Decoder
 from captioner.search import SearchOptions, search
 
@@ -18,14 +20,33 @@ V, WIDTH, WORDS = 9567, 512, 16
 
 
 def run() -> None:
-    """Print a Markdown table: ms of the products, ms of the search, and the ratio."""
+    """Print a Markdown table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compare(device, lambda: Decoder(V, WIDTH, WIDTH), (WIDTH,), ((16, 1), (16, 3), (64, 1), (64, 3)), bare_products)
+
+
+def compare(
+    device: torch.device,
+    make_decoder: Callable[[], Decoder | AttentionDecoder],
+    feature_shape: tuple[int, ...],
+    sizes: Sequence[tuple[int, int]],
+    bare_products: Callable,
+) -> None:
+    """Print a Markdown table: ms of the products, ms of the search, and the ratio.
+
+    Args:
+        make_decoder: makes a decoder with random weights.
+        feature_shape: of one image.
+        sizes: pairs of images at once and beams.
+        bare_products: (decoder, features, beam_size): the search without anything but its matrix products.
+    """
     print(f"Decoding {WORDS} words on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | images | beam | products alone, ms | search, ms | ratio |\n|---|---|---|---|---|---|")
     for dtype in dtypes(device):
-        decoder = make_decoder(device, dtype)
-        for num_images, beam_size in ((16, 1), (16, 3), (64, 1), (64, 3)):
-            features = torch.randn(num_images, WIDTH, device=device)
+        torch.manual_seed(0)
+        decoder = ready(make_decoder(), device, dtype)
+        for num_images, beam_size in sizes:
+            features = torch.randn(num_images, *feature_shape, device=device)
             seconds = interleave(
                 {
                     "products": partial(waited(device, bare_products), decoder, features, beam_size),
@@ -39,26 +60,28 @@ def run() -> None:
             )
 
 
-def make_decoder(device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A decoder with random weights that never says END."""
-    torch.manual_seed(0)
-    decoder = Decoder(V, WIDTH, WIDTH).eval()
+def ready(
+    decoder: Decoder | AttentionDecoder, device: torch.device, dtype: torch.dtype
+) -> Decoder | AttentionDecoder:
+    """As caption-eval would use it, but that it never says END."""
+    decoder.eval()
+    bias = decoder.output_bias if isinstance(decoder, AttentionDecoder) else decoder.output.bias
     with torch.no_grad():
-        decoder.output.bias[-1] = -30
+        bias[-1] = -30
     decoder.to(device, dtype)
-    if dtype == torch.bfloat16 and can_pack(device):  # as caption-eval does
+    if dtype == torch.bfloat16 and can_pack(device):
         decoder.pack()
     return decoder
 
 
-def decode(decoder: Decoder, features: torch.Tensor, options: SearchOptions) -> object:
+def decode(decoder: Decoder | AttentionDecoder, features: Tensor, options: SearchOptions) -> object:
     with torch.inference_mode():
         state = decoder.start(features)
         return search(decoder.step, state, num_images=len(features), vocab_size=V, max_length=WORDS, options=options)
 
 
 @torch.inference_mode()
-def bare_products(decoder: Decoder, features: torch.Tensor, beam_size: int) -> None:
+def bare_products(decoder: Decoder, features: Tensor, beam_size: int) -> None:
     """torch's linear layers of the steps: one row per image for the image and for START, then one per beam."""
     lstm, output = decoder.lstm, decoder.output
     first = features.to(output.weight.dtype)

@@ -20,8 +20,8 @@ from bench.eval import make_photos
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import save_checkpoint
-from captioner.model.config import ModelConfig
 from captioner.model.checkpoint_content import Checkpoint
+from captioner.model.config import ModelConfig
 
 CLIENTS = 16
 SECONDS = 60
