@@ -1,15 +1,19 @@
 """caption-prepro: pictures and captions → a dataset (h5 and json)."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.cli.options import Parser, add_overwrite, flag, non_negative, run, seed_number, words, workers
 from captioner.data.image_mode import IMAGE_MODES
 from captioner.data.tokenizers import TOKENIZERS
 from captioner.errors import InputError
+
+if TYPE_CHECKING:
+    from captioner.data.options import DatasetOptions
 
 
 class _AddAll(argparse.Action):
@@ -92,6 +96,12 @@ def _with_local_inputs(opt: argparse.Namespace) -> None:
             _prepare(opt)
 
 
+def _dataset_options(opt: argparse.Namespace) -> "DatasetOptions":
+    from captioner.data.options import DatasetOptions
+
+    return DatasetOptions(**{field.name: getattr(opt, field.name) for field in dataclasses.fields(DatasetOptions)})
+
+
 def _prepare(opt: argparse.Namespace) -> None:
     from captioner.data.prepare import prepare
     from captioner.data.statistics import describe, unk_hint
@@ -104,18 +114,12 @@ def _prepare(opt: argparse.Namespace) -> None:
     prepared = prepare(
         opt.input_json,
         opt.images_root,
-        num_val=opt.num_val,
-        num_test=opt.num_test,
         output_h5=opt.output_h5,
         output_json=opt.output_json,
-        max_length=opt.max_length,
-        word_count_threshold=opt.word_count_threshold,
-        tokenizer=opt.tokenizer,
         on_error=opt.on_error,
         num_workers=opt.num_workers,
         resume=opt.resume,
-        image_mode=opt.image_mode,
-        seed=opt.seed,
+        **vars(_dataset_options(opt)),
     )
     print(describe(prepared.statistics, opt.max_length))
     if hint := unk_hint(prepared.statistics, opt.word_count_threshold):
@@ -133,19 +137,7 @@ def _check(opt: argparse.Namespace) -> None:
     from captioner.runtime.files import atomic_write
 
     pixels = PixelStatistics()
-    report = check(
-        opt.input_json,
-        opt.images_root,
-        num_val=opt.num_val,
-        num_test=opt.num_test,
-        max_length=opt.max_length,
-        word_count_threshold=opt.word_count_threshold,
-        tokenizer=opt.tokenizer,
-        num_workers=opt.num_workers,
-        image_mode=opt.image_mode,
-        seed=opt.seed,
-        pixels=pixels,
-    )
+    report = check(opt.input_json, opt.images_root, _dataset_options(opt), pixels, opt.num_workers)
     print(report_text(report, opt.max_length))
     if hint := unk_hint(report["statistics"], opt.word_count_threshold):
         print(hint)
@@ -182,17 +174,8 @@ def _write_page(opt: argparse.Namespace, report: dict[str, Any]) -> Path:
     from captioner.output.dataset_page import write_dataset_page
 
     pictures, _ = read_captioned(opt.input_json, opt.images_root, opt.tokenizer)
-    return write_dataset_page(
-        Path(opt.view),
-        pictures,
-        report,
-        title=", ".join(Path(name).resolve().name for name in opt.input_json),
-        num_val=opt.num_val,
-        num_test=opt.num_test,
-        word_count_threshold=opt.word_count_threshold,
-        tokenizer=opt.tokenizer,
-        seed=opt.seed,
-    )
+    title = ", ".join(Path(name).resolve().name for name in opt.input_json)
+    return write_dataset_page(Path(opt.view), pictures, report, _dataset_options(opt), title)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 from captioner.data.build import dataset_bytes, read_with_progress
 from captioner.data.captioned import CaptionedPicture, read_captioned
 from captioner.data.decode_pool import available_cpus
-from captioner.data.image_mode import ImageMode
 from captioner.data.images import misnamed
 from captioner.data.near_duplicates import Thumbnails
+from captioner.data.options import DatasetOptions
 from captioner.data.pixel_statistics import PixelStatistics
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words, describe, statistics
@@ -26,19 +26,16 @@ _SHOWN = 20  # names per list of the text; the report has them all
 
 def check(
     inputs: Sequence[str],
-    images_roots: Sequence[str] = (),
-    *,
-    num_val: int,
-    num_test: int = 0,
-    max_length: int = 16,
-    word_count_threshold: int = 5,
-    tokenizer: str = "ascii",
+    images_roots: Sequence[str],
+    options: DatasetOptions,
+    pixels: PixelStatistics,
     num_workers: int | None = None,
-    image_mode: ImageMode = "squash",
-    seed: int = 123,
-    pixels: PixelStatistics | None = None,
 ) -> dict[str, Any]:
-    """Read everything and report; arguments as of `prepare`, and `pixels`, to which the pictures are added.
+    """Read everything and report what a dataset of it would be.
+
+    Args:
+        inputs, images_roots, num_workers: as of `prepare`.
+        pixels: the pictures are added to it.
 
     Returns:
         The report, of plain types; see `report_text`.
@@ -46,14 +43,14 @@ def check(
     Raises:
         InputError: an input is at fault as a whole.
     """
-    pictures, findings = read_captioned(inputs, images_roots, tokenizer)
+    pictures, findings = read_captioned(inputs, images_roots, options.tokenizer)
     workers = available_cpus() if num_workers is None else num_workers
-    thumbnails, pixels = Thumbnails(), pixels or PixelStatistics()
+    thumbnails = Thumbnails()
     unreadable, wrong_names = [], []
     kept: list[CaptionedPicture] = []
     began = time.monotonic()
     for index, result in enumerate(
-        read_with_progress([picture.path for picture in pictures], workers, image_mode=image_mode)
+        read_with_progress([picture.path for picture in pictures], workers, image_mode=options.image_mode)
     ):
         name = pictures[index].file_path
         if isinstance(result, str):
@@ -67,7 +64,7 @@ def check(
             wrong_names.append({"file_path": name, "content": content})
     seconds = time.monotonic() - began
 
-    splits = assign_splits(kept, num_val, num_test, seed)
+    splits = assign_splits(kept, options.num_val, options.num_test, options.seed)
     same = [
         {
             "file_path": kept[pair.second].file_path,
@@ -80,8 +77,8 @@ def check(
     ]
     words = [picture.words for picture in kept]
     counts = count_words(words)
-    vocab = Vocab.build(counts, word_count_threshold, tokenizer)
-    figures = statistics(words, splits, counts, vocab, max_length)
+    vocab = Vocab.build(counts, options.word_count_threshold, options.tokenizer)
+    figures = statistics(words, splits, counts, vocab, options.max_length)
     return {
         "readable": len(kept),
         "unreadable": unreadable,
@@ -92,7 +89,7 @@ def check(
         "statistics": figures,
         "pixels": pixels.figures(),
         "estimate": {
-            "dataset_bytes": dataset_bytes(len(kept), figures["captions"], max_length),
+            "dataset_bytes": dataset_bytes(len(kept), figures["captions"], options.max_length),
             "memory_bytes": _MEMORY_PER_PROCESS * (workers + 1)
             + _MEMORY_PER_CAPTION * sum(len(picture.captions) for picture in pictures),
             "seconds": round(seconds, 1),

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from captioner.data.captioned import CaptionedPicture
 from captioner.data.dataset import Dataset
+from captioner.data.options import DatasetOptions
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words
 from captioner.data.vocabulary import UNK, Vocab
@@ -32,19 +33,14 @@ def write_dataset_page(
     folder: Path,
     pictures: Sequence[CaptionedPicture],
     report: dict[str, Any],
-    *,
+    options: DatasetOptions,
     title: str,
-    num_val: int,
-    num_test: int,
-    word_count_threshold: int,
-    tokenizer: str,
-    seed: int,
 ) -> Path:
     """Write the page of pictures and captions that `data.check.check` has looked at.
 
     Args:
         pictures: all of them, in the order in which `report` knows them; unreadable ones are named and not shown.
-        report: from `check`, called with the same values as given here.
+        report: from `check`, called with the same options.
 
     Returns:
         The path of index.html.
@@ -54,7 +50,7 @@ def write_dataset_page(
     """
     unreadable = {entry["file_path"] for entry in report["unreadable"]}
     kept = [picture for picture in pictures if picture.file_path not in unreadable]
-    splits = assign_splits(kept, num_val, num_test, seed)
+    splits = assign_splits(kept, options.num_val, options.num_test, options.seed)
     groups = _groups(report["duplicates"])
     page = VisWriter(folder)
 
@@ -76,7 +72,7 @@ def write_dataset_page(
                 yield row
 
     counts = count_words(picture.words for picture in kept)
-    vocab = Vocab.build(counts, word_count_threshold, tokenizer)
+    vocab = Vocab.build(counts, options.word_count_threshold, options.tokenizer)
     return _finish(page, rows(), title, counts, vocab.words, _findings(report))
 
 
