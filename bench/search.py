@@ -60,9 +60,7 @@ def compare(
             )
 
 
-def ready(
-    decoder: Decoder | AttentionDecoder, device: torch.device, dtype: torch.dtype
-) -> Decoder | AttentionDecoder:
+def ready(decoder: Decoder | AttentionDecoder, device: torch.device, dtype: torch.dtype) -> Decoder | AttentionDecoder:
     """As caption-eval would use it, but that it never says END."""
     decoder.eval()
     bias = decoder.output_bias if isinstance(decoder, AttentionDecoder) else decoder.output.bias

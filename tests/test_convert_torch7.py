@@ -226,7 +226,9 @@ def test_checkpoints_of_every_make_convert(tmp_path: Path, variant: dict, ascii:
     assert got.config.num_layers == variant.get("num_layers", 1)
     history = got.history
     assert (history.iteration, history.best_score, history.opt["id"], got.config.drop_prob_lm) == (50, -1.5, "x", 0.25)
-    assert history.loss_history == {0: 2.5, 25: 2.0} and history.val_predictions == [{"image_id": 7, "caption": "a cat"}]
+    assert history.loss_history == {0: 2.5, 25: 2.0} and history.val_predictions == [
+        {"image_id": 7, "caption": "a cat"}
+    ]
 
 
 def damaged(change: Any) -> Any:

@@ -12,8 +12,7 @@ from hostile import encoded, photo
 
 from captioner.cli import prepro
 from captioner.data.dataset import Dataset
-from captioner.data.image_files import read_file
-from captioner.data.images import read_image
+from captioner.data.images import read_file, read_image
 from captioner.data.records import read_records
 from captioner.errors import InputError
 

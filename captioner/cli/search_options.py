@@ -46,7 +46,11 @@ def add_search_options(p: Parser, sampling: bool = True) -> None:
         help="what every caption says: words or phrases, equally good forms side by side, as in dog/dogs,beach",
     )
     g.add_argument(
-        "--ban", type=banned_of, default=[], metavar="WORDS", help="what no caption says, each form of it, as in man,men"
+        "--ban",
+        type=banned_of,
+        default=[],
+        metavar="WORDS",
+        help="what no caption says, each form of it, as in man,men",
     )
     g.add_argument("--caption_prefix", default="", metavar="TEXT", help="what every caption begins with")
     g.add_argument("--no_repeat_ngram", type=non_negative, default=0, help="no n words occur twice in a caption; 0 off")

@@ -18,11 +18,11 @@ from torch import Tensor
 from captioner.data.augmentation import Augmentation, Change, MirroredCaptions
 from captioner.data.batch import Batch, FeatureInputs, KnownCaptions, PixelInputs
 from captioner.data.cached_features import CachedFeatures
+from captioner.data.crops import IMAGE_SIZE, MAX_CROP_OFFSET
 from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import EpochOrder
 from captioner.data.image_like import ImageLike, read_image_like
 from captioner.data.image_mode import ImageMode
-from captioner.data.crops import IMAGE_SIZE, MAX_CROP_OFFSET
 from captioner.errors import InputError
 
 Result = TypeVar("Result")

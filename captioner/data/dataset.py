@@ -19,8 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.crops import IMAGE_SIZE
+from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.runtime.files import protect, read_json

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.data.image_mode import ImageMode
 from captioner.data.crops import IMAGE_SIZE
+from captioner.data.image_mode import ImageMode
 from captioner.data.images import read_image
 from captioner.errors import InputError
 

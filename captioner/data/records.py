@@ -32,7 +32,7 @@ from captioner.data.entries import (
     short,
     text_of,
 )
-from captioner.data.image_files import read_file
+from captioner.data.images import read_file
 from captioner.data.listing import is_shard, list_images, list_shard
 from captioner.data.parquet_files import is_parquet, read_rows
 from captioner.data.tar_files import list_members

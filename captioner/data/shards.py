@@ -17,10 +17,9 @@ from typing import IO
 import numpy as np
 
 from captioner.data import parquet_files, tar_files
-from captioner.data.image_mode import ImageMode
-from captioner.data.image_files import MAX_FILE_BYTES
 from captioner.data.image_formats import has_image_suffix
-from captioner.data.images import decode_image
+from captioner.data.image_mode import ImageMode
+from captioner.data.images import MAX_FILE_BYTES, decode_image
 from captioner.data.listing import is_shard as is_local_shard
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write

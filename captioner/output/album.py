@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from captioner.data.image_files import read_file
-from captioner.data.images import decode_for_display
+from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.page_files import inlined, write_data
 from captioner.runtime.files import atomic_write, read_json, require_writable_folder

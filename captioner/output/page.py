@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captioner.data.image_files import read_file
-from captioner.data.images import decode_for_display
+from captioner.data.images import decode_for_display, read_file
 from captioner.errors import InputError
 from captioner.output.manifest import Manifest
 from captioner.output.page_files import copy_page, is_same, page_files, write_data_script

@@ -42,7 +42,9 @@ class Options:
 
     def over(self, service: Mapping[str, Any]) -> dict[str, Any]:
         """How to search (see `SearchKeywords`): as the service was started, but for what is asked for here."""
-        asked = {name: getattr(self, name) for name in ("beam_size", "n_best", "max_words", "require", "caption_prefix")}
+        asked = {
+            name: getattr(self, name) for name in ("beam_size", "n_best", "max_words", "require", "caption_prefix")
+        }
         given = {name: value for name, value in asked.items() if value not in (None, (), "")}
         return {**service, **given, "ban": [*service.get("ban", ()), *self.ban]}
 

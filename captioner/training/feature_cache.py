@@ -31,8 +31,8 @@ from tqdm import tqdm
 from captioner.data.batch import PixelInputs
 from captioner.data.batches import dataset_batches
 from captioner.data.cached_features import CachedFeatures
-from captioner.data.dataset import Dataset
 from captioner.data.crops import CENTRE_OFFSET, MAX_CROP_OFFSET
+from captioner.data.dataset import Dataset
 from captioner.data.pixel_digest import pixel_digest
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_iter
 from captioner.data.batch import Batch
 from captioner.data.batches import VALIDATION_BATCH, TrainingBatches
 from captioner.data.cached_features import CachedFeatures
+from captioner.data.crops import IMAGE_SIZE
 from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import EpochOrder
-from captioner.data.crops import IMAGE_SIZE
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint_content import Checkpoint
 from captioner.runtime.device import choose_device
