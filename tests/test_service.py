@@ -56,7 +56,7 @@ class Server:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes, Any]:
         own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         with contextlib.closing(connection):
             connection.request(method, path, body, own | (headers or {}))
             answer = connection.getresponse()
@@ -386,7 +386,9 @@ def test_the_command_says_what_the_library_says():
     cat = Path(__file__).parents[1] / "examples" / "cat.jpg"
     model = captioner.load_model(device="cpu")
     expected = model.caption(cat, n_best=2, explain=True, ban=["cat"])  # searched as the model's file says
-    server = Server("--gpuid", "-1", "--ban", "cat", program=("-m", "captioner.cli.serve"))
+    # A loaded machine is slow.
+    options = ("--gpuid", "-1", "--ban", "cat", "--answer_seconds", "100")
+    server = Server(*options, program=("-m", "captioner.cli.serve"))
     _, answer = server.post(cat.read_bytes(), "image/jpeg", "?n_best=2&explain=1")
     asked = {"beam_size": 4, "require": [["dog", "dogs"], "sitting"], "caption_prefix": "two", "max_words": 8}
     query = "?beam_size=4&require=dog/dogs,sitting&caption_prefix=two&max_words=8&ban=grass"
