@@ -27,8 +27,7 @@ def main() -> int:
     listing = "\n".join(f"  {command:11}{purpose}" for command, purpose in COMMANDS.items())
     usage = f"usage: python -m captioner COMMAND ...\n\n{listing}\n\npython -m captioner COMMAND --help tells more."
     if name in ("", "-h", "--help"):
-        print(usage)
-        return 0
+        return importlib.import_module("captioner.cli.options").run("captioner", lambda: print(usage))
     print(f"captioner: there is no command {name!r}\n{usage}", file=sys.stderr)
     return 2
 

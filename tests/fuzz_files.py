@@ -4,12 +4,12 @@
 
 Files are small valid ones with one to four mutations of their bytes, or, where a file is a table of values, with one to
 three values replaced by odd ones. A reader may return, or raise InputError. Anything else, more than ten seconds of
-computing, or 2 GB more memory stops the run; the file stays in the folder that is named then.
+computing, or 2 GB more memory is a defect; the file stays in the folder that is named then.
 """
 
 import argparse
 import contextlib
-import copy
+import faulthandler
 import io
 import json
 import logging
@@ -17,18 +17,21 @@ import math
 import random
 import resource
 import signal
+import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from fuzz_archives import archive_targets
+from fuzz_damage import Target, as_json, by_bytes, by_values
 from fuzz_readers import corpus, mutate
 from hostile import encoded, photo
 
@@ -60,70 +63,7 @@ from captioner.training.resume import ResumeState, load_resume_state, save_resum
 
 SECONDS = 10.0
 MEMORY = 2 * 2**30
-ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 0.5, 1e300, math.nan, math.inf, 2**63, 2**64, 10**30, "", "\ud800", "\0", "a\nb", "../x", "/"),
-    *([], {}, [1], [[]], {"a": 1}, ["a", 5], "attention", "fc7", "é" * 1000),
-)
 CONFIG = ModelConfig(vocab_size=3, encoding_size=4, rnn_size=4, cnn_layer="pool5", conv_widths=(2,) * 13, fc_width=1)
-
-
-@dataclass
-class Target:
-    """A reader with files that it takes.
-
-    Attributes:
-        damaged: makes the content of the next file.
-        read: is given its path.
-        suffix: of its name.
-    """
-
-    name: str
-    damaged: Callable[[random.Random], bytes]
-    read: Callable[[Path], object]
-    suffix: str = ""
-
-
-def by_bytes(*seeds: bytes) -> Callable[[random.Random], bytes]:
-    return lambda rng: mutate(rng.choice(seeds), rng)
-
-
-def by_values(table: Any, write: Callable[[Any], bytes]) -> Callable[[random.Random], bytes]:
-    """Files whose tables have odd values in one to three places."""
-
-    def damaged(rng: random.Random) -> bytes:
-        odd = copy.deepcopy(table)
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            places = list(_places(odd))
-            if not places:
-                break
-            owner, key = rng.choice(places)
-            other, its_key = rng.choice(places)
-            action = rng.random()
-            if action < 0.5:
-                owner[key] = copy.deepcopy(rng.choice(ODD))
-            elif action < 0.8:
-                owner[key] = copy.deepcopy(other[its_key])
-            elif action < 0.9 or isinstance(owner, list):
-                del owner[key]
-            else:
-                owner[rng.choice(("x", 5, "images", "id", "file_path"))] = owner.pop(key)
-        return write(odd)
-
-    return damaged
-
-
-def _places(table: Any) -> Iterator[tuple[Any, Any]]:
-    waiting = [table]
-    while waiting:
-        one = waiting.pop()
-        for key, value in list(one.items() if isinstance(one, dict) else enumerate(one)):
-            yield one, key
-            if isinstance(value, dict | list):
-                waiting.append(value)
-
-
-def as_json(value: Any) -> bytes:
-    return json.dumps(value, default=str).encode()
 
 
 def as_pt(value: Any) -> bytes:
@@ -139,7 +79,8 @@ def as_pt(value: Any) -> bytes:
 def targets(folder: Path) -> list[Target]:
     """All readers; `folder` holds the sound files that they need besides."""
     torch.manual_seed(0)
-    state = CaptionModel(CONFIG).state_dict()
+    model = CaptionModel(CONFIG)
+    state, scales = model.state_dict(), {"ranges": [1.5] * 12}
     checkpoint = Checkpoint(CONFIG, Vocab(["a", "dog", "UNK"]), state, decoding={"suppress_unk": 1})
     checkpoint.history.loss_history = {0: 2.5}
     checkpoint.history.val_lang_stats_history = {0: {"CIDEr": 0.5}}
@@ -289,8 +230,8 @@ def targets(folder: Path) -> list[Target]:
             lambda path: open_cache(path, (2, 1, 4), np.dtype("f4")),
             ".npy",
         ),
-        Target("8-bit scales", by_bytes(as_json({"ranges": [1.5, 2.0]})), _stored_ranges),
-        Target("8-bit scales, values", by_values({"ranges": [1.5, 2.0]}, as_json), _stored_ranges),
+        Target("8-bit scales", by_bytes(as_json(scales)), lambda path: _stored_ranges(path, model)),
+        Target("8-bit scales, values", by_values(scales, as_json), lambda path: _stored_ranges(path, model)),
         Target(
             "page's rows",
             by_values(rows, as_json),
@@ -332,22 +273,27 @@ def _damaged_h5(whole: bytes) -> Callable[[random.Random], bytes]:
     return damaged
 
 
-def run(files: int, seed: int, folder: Path) -> str:
+def run(files: int, seed: int, folder: Path, only: str = "") -> str:
     """Read so many damaged files; a Markdown table of what came of them.
 
+    Args:
+        only: readers whose name has this in it.
+
     Raises:
-        BaseException: what a reader raised that is no InputError; the file stays in `folder`.
+        AssertionError: a reader raised what is no InputError; the files stay in `folder`.
     """
-    rng = random.Random(seed)
-    logging.getLogger("captioner").setLevel(logging.CRITICAL)
     out = [
         "| reader | files | refused | read | longest (kB) | slowest (ms of computing) |",
         "|---|---|---|---|---|---|",
     ]
     (folder / "sound").mkdir()
-    all_targets = targets(folder / "sound")
+    all_targets = targets(folder / "sound") + archive_targets(folder / "sound")
     counts: Counter[str] = Counter()
+    wrong: list[str] = []
     for target in all_targets:
+        if only not in target.name:
+            continue
+        rng = random.Random(f"{seed} {target.name}")
         results: Counter[str] = Counter()
         slowest = longest = 0.0
         for number in range(math.ceil(files / len(all_targets))):
@@ -365,10 +311,14 @@ def run(files: int, seed: int, folder: Path) -> str:
             except InputError as error:
                 assert "\n" not in str(error)
                 results["refused"] += 1
-            except BaseException:
-                path.write_bytes(data)
-                print(f"{target.name}: see {path}", flush=True)
-                raise
+            except Exception as error:
+                results["wrong"] += 1
+                kept = folder / f"wrong{len(wrong)}{target.suffix}"
+                kept.write_bytes(data)
+                wrong.append(f"{target.name}: {type(error).__name__}: {error}: {kept}")
+                if results["wrong"] <= 3:
+                    traceback.print_exc()
+                    print(wrong[-1], flush=True)
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             slowest = max(slowest, time.process_time() - started)
@@ -380,7 +330,9 @@ def run(files: int, seed: int, folder: Path) -> str:
             f"| {target.name} | {results.total():,} | {results['refused']:,} | {results['read']:,} "
             f"| {longest / 1000:.0f} | {1000 * slowest:.0f} |"
         )
+        print(out[-1], file=sys.stderr, flush=True)
     out.append(f"| all | {counts.total():,} | {counts['refused']:,} | {counts['read']:,} | | |")
+    assert not wrong, f"{len(wrong)} files: " + "; ".join(wrong[:5])
     return "\n".join(out)
 
 
@@ -388,8 +340,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="readers whose name has this in it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    faulthandler.enable()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-    print(run(arguments.files, arguments.seed, Path(tempfile.mkdtemp(dir="/dev/shm"))))
+    place = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    print(f"files in {place}", file=sys.stderr, flush=True)
+    print(run(arguments.files, arguments.seed, place, arguments.only))

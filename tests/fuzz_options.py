@@ -14,7 +14,7 @@ from collections import Counter
 
 from captioner.cli.options import Range, flag
 
-COMMANDS = ("prepro", "train", "eval", "convert", "score", "sweep")
+COMMANDS = ("prepro", "train_options", "eval", "convert", "score", "sweep", "video", "serve", "download", "completion")
 ODD = (
     *("", "-", "--", "-1", "0", "1", "nan", "inf", "-inf", "1e999", "1e-300", str(2**63), str(2**64), "1" * 5000),
     *(
@@ -84,7 +84,7 @@ def check_line(name: str, parser: argparse.ArgumentParser, line: list[str]) -> s
         except SystemExit as stopped:
             told = err.getvalue()
             assert stopped.code == 2, (name, line, stopped.code)
-            assert told.count("\n") == 1 and told.startswith(f"caption-{name}: error: "), (name, line, told)
+            assert told.count("\n") == 1 and told.startswith(f"{parser.prog}: error: "), (name, line, told)
             assert told.isprintable() or told[:-1].isprintable(), (name, line, told)
             return "refused"
     for action in parser._actions:
@@ -111,4 +111,5 @@ if __name__ == "__main__":
     options.add_argument("--seed", type=int, default=1)
     chosen = options.parse_args()
     for command, count in run(chosen.lines, chosen.seed).items():
-        print(f"caption-{command}: {count.total():,} lines, {count['parsed']:,} parsed, {count['refused']:,} refused")
+        told = f"{count.total():,} lines, {count['parsed']:,} parsed, {count['refused']:,} refused"
+        print(f"caption-{command.removesuffix('_options')}: {told}")

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from captioner.data.download import read_list
+from captioner.data.address_lists import read_list
 from captioner.data.records import read_records
 
 COCO = Path(__file__).resolve().parents[1] / "coco"

@@ -12,7 +12,8 @@ import pytest
 from hostile import encoded, photo
 
 from captioner.cli.download import main
-from captioner.data.download import Limits, download_lists, read_list
+from captioner.data.address_lists import read_list
+from captioner.data.download import Limits, download_lists
 from captioner.errors import InputError
 
 PICTURE = encoded(photo(160, 120), "JPEG", quality=95)

@@ -83,14 +83,31 @@ def test_a_holder_keeps_touching(tmp_path, monkeypatch):
         assert os.stat(tmp_path / "lock").st_mtime > 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 5}', "\udcff"])
+@pytest.mark.parametrize("content", ["", "{", '{"host": 5}', "\0" * 100])
 def test_a_damaged_lock_counts_for_a_while(content, tmp_path):
     lock = tmp_path / "lock"
-    lock.write_text(content, errors="surrogateescape")
+    lock.write_text(content)
     with pytest.raises(InputError, match="an unknown process"), sole_run(lock, "the run"):
         pass
     os.utime(lock, (1, 1))
     with sole_run(lock, "the run"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["[]", "keys of the cellar", "\udcff", '{"hostess": 1}'])
+def test_a_file_of_somebody_elses_is_no_lock_however_old(content, tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_text(content, errors="surrogateescape")
+    os.utime(lock, (1, 1))
+    with pytest.raises(InputError, match="is no lock of this program"), sole_run(lock, "the run"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert lock.read_text(errors="surrogateescape") == content
+
+
+def test_a_pipe_for_a_lock_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(InputError, match="a pipe or a device"), sole_run(tmp_path / "lock", "the run"):
         pass
 
 

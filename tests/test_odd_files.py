@@ -2,13 +2,19 @@
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from hostile import encoded, photo
 
+from captioner.data.records import known_captions
+from captioner.data.shards import read_members
+from captioner.data.tar_files import list_members
 from captioner.errors import InputError
 from captioner.model.checkpoint_fields import plain_digest
+from captioner.output.results import Journal
 from captioner.output.sidecars import Sidecars
 from captioner.runtime.files import cache_folder, read_json, read_small
 from captioner.training.resume import load_resume_state
@@ -103,3 +109,87 @@ def test_a_user_without_a_home_has_a_cache_too(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert cache_folder().name == "captioner"
+
+
+@pytest.mark.parametrize("host", ["a..b", "\u00e9" * 300, "x y", "-", "256.256.256.256"])
+def test_hosts_that_are_none_are_one_line(host, command):
+    pytest.importorskip("uvicorn")
+    done = command("serve", "--host", host, "--port", 0)
+    assert done.returncode == 1 and f"cannot listen on {host} port 0" in done.stderr.splitlines()[-1], done
+
+
+@pytest.mark.parametrize("extension", [".jpg", "WEBP", ".", "..", ".a.", "." + "x" * 300, ".a\nb", "a\\b"])
+def test_endings_that_no_text_file_should_have(extension, tiny_model, command, tmp_path):
+    done = command("eval", tmp_path, "--model", tiny_model, "--write_txt", "--txt_extension", extension)
+    assert done.returncode in (1, 2) and "--txt_extension" in done.stderr.splitlines()[-1], done
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_or_a_picture_for_a_metadata_file_stays(tmp_path, caplog):
+    pytest.importorskip("pyexiv2")
+    from captioner.output.photo_metadata import PhotoMetadata
+
+    os.mkfifo(tmp_path / "a.jpg.xmp")
+    (tmp_path / "b.jpg.xmp").mkdir()
+    (tmp_path / "c.jpg.xmp").write_bytes(encoded(photo(8, 8), "JPEG"))
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d" * 250 + ".jpg"):
+        PhotoMetadata("xmp").is_captioned(tmp_path / name)
+        PhotoMetadata("xmp").write(tmp_path / name, "a dog")
+    assert [record.getMessage()[:5] for record in caplog.records] == ["kept "] * 4
+    assert (tmp_path / "c.jpg.xmp").read_bytes() == encoded(photo(8, 8), "JPEG")
+
+
+def test_text_of_a_parquet_file_that_is_no_text(tmp_path, caplog):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    )
+    times = pa.array([0, 2**62], pa.timestamp("us"))
+    picture = encoded(photo(8, 8), "PNG")
+    for column in ({"key": broken}, {"caption": broken}, {"key": times}):
+        parquet.write_table(pa.table({"jpg": [picture, picture], **column}), tmp_path / "a.parquet")
+        caplog.clear()
+        assert [record.captions for record in known_captions(tmp_path / "a.parquet")] == [[], []]
+        assert len(caplog.records) == 2 and "row 1: damaged Parquet file" in caplog.text
+        members = list(read_members(str(tmp_path / "a.parquet")))
+        assert [bool(one.error) for one in members] == ["key" in column] * 2
+
+
+def test_an_archive_that_leads_back_into_itself_has_an_end(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.addfile(tarfile.TarInfo(name))
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[512 + 124 : 512 + 136] = b"\xff" * 10 + (2**16 - 1024).to_bytes(2, "big")  # b.png's size: -1,024
+    data[512 + 148 : 512 + 156] = b" " * 8
+    data[512 + 148 : 512 + 156] = b"%06o\0 " % sum(data[512:1024])
+    (tmp_path / "a.tar").write_bytes(data)
+    assert "a.png" in list_members(str(tmp_path / "a.tar"))
+    names = [one.file_name for one in read_members(str(tmp_path / "a.tar"))]
+    assert names[0] == "a.tar/a.png" and len(names) == 2
+
+
+def test_a_picture_with_a_name_as_long_as_names_can_be(tmp_path, command, tiny_model):
+    name = "x" * 251 + ".png"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / name).write_bytes(encoded(photo(8, 8), "PNG"))
+    (tmp_path / "photos" / "a.png").write_bytes(encoded(photo(8, 8, 1), "PNG"))
+    (tmp_path / "photos" / "a.txt").write_text("a dog\n")
+    assert [record.captions for record in known_captions(tmp_path / "photos")] == [["a dog"], []]
+    argv = ["eval", tmp_path / "photos", "--model", tiny_model, "--gpuid", -1, "--vis_dir", tmp_path / "vis"]
+    done = command(*argv, "--write_txt", "--txt_extension", ".caption")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2 and (tmp_path / "photos" / "a.caption").is_file()
+    done = command("eval", "--model", "x" * 5000)
+    assert done.returncode == 1 and "no such file" in done.stderr
+
+
+@pytest.mark.parametrize("damage", [{"file_name": None}, {"file_name": 5}, {"caption": 1}, {"image_id": [1]}])
+def test_a_journal_with_a_damaged_row(damage, tmp_path):
+    row = {"image_id": "1", "file_name": "a.jpg", "caption": "a dog"} | damage
+    lines = [{"run": "r"}, {"row": row}, {"num_done": 1, "totals": {}}]
+    (tmp_path / "journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="line 2 is damaged"):
+        Journal(tmp_path / "journal", "r", resume=True)

@@ -149,6 +149,16 @@ def test_statistics_of_a_data_set(command, tmp_path):
     assert re.search(r"2 words +1 +33\.3%", told) and re.search(r"3 words +2 +66\.7%", told)
 
 
+def test_pictures_are_cropped_anywhere_in_the_originals_range(tiny_dataset):
+    dataset = Dataset.open(*tiny_dataset)
+    batches = TrainingBatches(
+        dataset, dataset.captioned_indices("train"), batch_size=16, seq_per_img=1, seed=1, shuffle=True
+    )
+    offsets = torch.cat([batches(k).inputs.offsets for k in range(20)])  # of 320 pictures
+    for side in offsets.unbind(1):
+        assert (side.min(), side.max(), len(side.unique())) == (0, 31, 32)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_epoch_has_each_image_once_in_a_new_order_or_the_same(shuffle, tiny_dataset):
     dataset = Dataset.open(*tiny_dataset)

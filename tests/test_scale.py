@@ -20,7 +20,7 @@ from captioner.cli import prepro
 from captioner.data.dataset import Dataset
 from captioner.data.images import decode_image
 from captioner.data.records import read_records
-from captioner.data.shards import Member, read_members
+from captioner.data.shards import FETCHED, Member, read_members
 from captioner.errors import InputError
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
@@ -262,6 +262,7 @@ def test_a_dataset_of_shards_at_addresses(shards, memory, tmp_path):
         broken = Path(f"{h5}.fetched", "00001.tar")
         if name == "far":  # an interrupted run has left a copy: it is not fetched again
             broken.parent.mkdir()
+            (broken.parent / FETCHED).touch()
             broken.write_bytes((shards / "00001.tar").read_bytes())
             fsspec.filesystem("memory").pipe_file("/bucket/in/00001.tar", b"changed")
         assert prepro.main([*argv, "--output_h5", h5, "--output_json", described]) == 0

@@ -113,3 +113,19 @@ def test_an_interruption_while_modules_are_imported_is_130_without_a_traceback(m
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr in ("", "caption-train: interrupted\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("arguments", [["eval", "--help"], ["score", "--version"], ["--help"]])
+def test_help_goes_where_results_go(arguments):
+    argv = [sys.executable, "-m", "captioner", *arguments]
+    options = {"cwd": Path(__file__).parents[1], "timeout": 60, "stderr": subprocess.PIPE}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(argv, stdout=full, **options)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done.stderr
+    assert b"error: the output stream cannot be written" in done.stderr
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(argv, stdout=subprocess.PIPE, env=ascii_only, **options)
+    assert done.returncode == 0 and done.stdout.isascii() and not done.stderr
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *argv], **options)
+    assert closed.returncode == 0 and not closed.stderr

@@ -1,5 +1,6 @@
 """caption-convert: checkpoints and weights from and for other places (original: convert_checkpoint_gpu_to_cpu.lua)."""
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ KIND_NAMES = {
 
 def kind_of(path: Path) -> Kind:
     """Told by suffix, else by content."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file", remedy="check the path")
     suffixes: dict[str, Kind] = {
         ".t7": "torch7",

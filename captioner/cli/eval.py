@@ -191,7 +191,7 @@ def take_pictures_from_models(opt: argparse.Namespace) -> None:
     from captioner.data.listing import is_address
 
     def is_picture(name: str) -> bool:
-        return name == "-" or is_address(name) or Path(name).is_dir() or has_image_suffix(name)
+        return name == "-" or is_address(name) or os.path.isdir(name) or has_image_suffix(name)
 
     opt.pictures = [name for name in opt.model if is_picture(name)] + opt.pictures
     opt.model = [name for name in opt.model if not is_picture(name)]
@@ -257,10 +257,7 @@ def check_options(opt: argparse.Namespace) -> None:
             raise InputError(f"{name} writes beside photos, and addresses have no such place", remedy="use --output")
         if wanted and any(map(is_shard, opt.pictures)):
             raise InputError(f"{name} writes beside photos, not into archives", remedy="use --output")
-    if opt.write_metadata:
-        from captioner.output.photo_metadata import exiv2
-
-        exiv2()
+    with_photos(opt)  # refuses endings that are none, and a missing library
     if opt.only_missing and not (opt.write_txt or opt.write_metadata):
         raise InputError(
             "--only_missing is about text files or metadata of photos", remedy="add --write_txt or --write_metadata"

@@ -105,24 +105,29 @@ def part_of_a_name(text: str) -> str:
     return text
 
 
-# Options that name one file to write, with what they may replace (for --output by command; nothing named: whatever is
-# ours). Files that any other option names are inputs, which no output replaces (runtime/outputs.py).
+# Options that name one file to write, with what they may replace (for --output by command; "nothing": empty files, for
+# subtitles and videos cannot be told from those of others). Files that any other options name are inputs, which no
+# output replaces (runtime/outputs.py).
 FILES_TO_WRITE: dict[str, tuple[str, ...]] = {
     "output": (),
     "output_json": ("dataset",),
     "output_h5": ("dataset",),
     "mean_image": ("mean image",),
     "share": ("page",),
-    "srt": (),
-    "vtt": (),
-    "jsonl": (),
+    "srt": ("nothing",),
+    "vtt": ("nothing",),
+    "jsonl": ("nothing",),
+    "urls": ("nothing",),
 }
 OUTPUTS_OF = {
     "caption-prepro": ("check",),
     "caption-eval": ("captions",),
     "caption-score": ("scores", "captions"),
     "caption-convert": ("model", "arrays"),
+    "caption-video": ("nothing",),
+    "coco/prepare.py": ("nothing",),
 }
+TO_STDOUT = ("caption-eval --output",)  # where - is no file
 NO_INPUTS = ("resume", "start_from", "id", "query")  # a training keeps the model that it starts from under another name
 ONLY_LOOKED_AT = {"check": ("output_json", "output_h5")}  # a switch, and what is not written with it
 
@@ -158,6 +163,9 @@ class Parser(argparse.ArgumentParser):
 
     def _take_note_of_files(self, options: Mapping[str, Any]) -> None:
         """Whatever an option names is an input, but for those that name outputs or folders of this program."""
+        for name in FILES_TO_WRITE:
+            if options.get(name) == "-" and f"{self.prog} --{name}" not in TO_STDOUT:
+                self.error(f"argument --{name}: - is no file, and only {TO_STDOUT[0]} writes to stdout")
         idle = [name for switch, names in ONLY_LOOKED_AT.items() if options.get(switch) for name in names]
         written = {
             f"--{name}": outputs.Output(options[name], kinds or OUTPUTS_OF.get(self.prog, ()))
@@ -176,6 +184,12 @@ class Parser(argparse.ArgumentParser):
         with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
             sys.stderr.write(f"{self.prog}: error: {line}; see {self.prog} --help\n")
         raise SystemExit(2)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Help and version: like results, on whatever stdout is connected to."""
+        code = run(self.prog, lambda: print(message, end=""))
+        if code:
+            raise SystemExit(code)
 
     def _about_unknown(self, argument: str) -> str:
         match = _OPTION.match(argument)

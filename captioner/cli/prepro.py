@@ -164,7 +164,9 @@ def _view_prepared(opt: argparse.Namespace) -> None:
             remedy="say --view FOLDER, and name its one json file with --input_json",
         )
     dataset = Dataset.open(opt.input_h5, opt.input_json[0])
-    page = write_prepared_page(Path(opt.view), dataset, title=Path(opt.input_h5).resolve().name)
+    page = write_prepared_page(
+        Path(opt.view), dataset, title=Path(opt.input_h5).resolve().name, overwrite=opt.overwrite
+    )
     print(f"page        {page} (open it by double click)")
 
 
@@ -175,7 +177,7 @@ def _write_page(opt: argparse.Namespace, report: dict[str, Any]) -> Path:
 
     pictures, _ = read_captioned(opt.input_json, opt.images_root, opt.tokenizer)
     title = ", ".join(Path(name).resolve().name for name in opt.input_json)
-    return write_dataset_page(Path(opt.view), pictures, report, _dataset_options(opt), title)
+    return write_dataset_page(Path(opt.view), pictures, report, _dataset_options(opt), title, opt.overwrite)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -145,7 +146,8 @@ def _score(opt: argparse.Namespace) -> None:
         if opt.view:
             rows_of = (report.per_caption_rows(pairs, scores), report.per_caption_rows(others, other))
             systems = list(zip((opt.predictions, opt.compare), rows_of, strict=True))
-            address = write_comparison(Path(opt.view), systems, [known.captions for _, known in pairs])
+            known = [reference.captions for _, reference in pairs]
+            address = write_comparison(Path(opt.view), systems, known, opt.overwrite)
             print(f"side by side: {address}")
     if opt.per_caption and scores.measures:
         rows = scored.per_caption
@@ -222,7 +224,7 @@ def _with_files(captions: str, folder: Path) -> "list[tuple[Path, Reference]]":
     """
     from captioner.metrics.pairing import read_references
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: is no folder", expected="the folder of the pictures")
     described = []
     for reference in read_references(captions):
@@ -232,7 +234,7 @@ def _with_files(captions: str, folder: Path) -> "list[tuple[Path, Reference]]":
             )
         path = folder / reference.name
         beside = folder / path.name
-        described.append((beside if beside.is_file() and not path.is_file() else path, reference))
+        described.append((beside if os.path.isfile(beside) and not os.path.isfile(path) else path, reference))
     return described
 
 
@@ -264,14 +266,15 @@ def _of_both(joined: "Joined", other: "Joined", opt: argparse.Namespace) -> "tup
 def _find(opt: argparse.Namespace) -> None:
     """The photos that suit each text best: to stdout, to --output, and as a page to --view."""
     from captioner.inference.sources import open_folder
-    from captioner.output.page import VisWriter
+    from captioner.output.page import VisWriter, sole_writer
     from captioner.output.results import require_known_suffix, write_results
 
     if opt.output:
         require_known_suffix(Path(opt.output))
     if opt.view and (len(opt.query) > 1 or opt.query == ["-"]):
         raise InputError("--view shows what one text finds", remedy="give one --query")
-    page = VisWriter(opt.view, opt.overwrite) if opt.view else None
+    if opt.view:
+        VisWriter(opt.view, opt.overwrite)  # refuses now
     source = open_folder(opt.images, opt.recursive, -1)
     photos = _open_search(opt, source, [text for text in opt.query if text != "-"])
     rows: list[LikelihoodRow] = []
@@ -287,11 +290,13 @@ def _find(opt: argparse.Namespace) -> None:
             print(f"{row['gain']:>8.2f}  {row['logprob']:>8.2f}  {printable(str(row['file_name']))}", flush=True)
     if opt.output:
         write_results(Path(opt.output), rows)
-    if page:
-        path_of = {info["file_path"]: path for path, info in source.files}
-        pictures = page.add_pictures([(row["image_id"], path_of[row["file_name"]]) for row in rows])
-        shown = [{**row, **picture} for row, picture in zip(rows, pictures, strict=True)]
-        log.info("page: %s", page.finish(shown, {}, {"title": opt.query[0], "pictures": True}))
+    if opt.view:
+        with sole_writer(opt.view):
+            page = VisWriter(opt.view, opt.overwrite)
+            path_of = {info["file_path"]: path for path, info in source.files}
+            pictures = page.add_pictures([(row["image_id"], path_of[row["file_name"]]) for row in rows])
+            shown = [{**row, **picture} for row, picture in zip(rows, pictures, strict=True)]
+            log.info("page: %s", page.finish(shown, {}, {"title": opt.query[0], "pictures": True}))
 
 
 def _measure_recall(

@@ -79,6 +79,7 @@ def caption_video(opt: argparse.Namespace) -> int:
         if str(error.name).partition(".")[0] == "captioner":
             raise
         raise InputError(f"the package {error.name} is missing", remedy="pip install captioner[video]") from error
+    from captioner.output.page import sole_writer
     from captioner.runtime.signals import StopRequest
 
     is_camera = opt.input.isascii() and opt.input.isdecimal()
@@ -89,7 +90,10 @@ def caption_video(opt: argparse.Namespace) -> int:
         return 0
     video = VideoFile(opt.input, opt.whole_frame)
     caption = load(opt)
-    with StopRequest() as stop:
+    with contextlib.ExitStack() as opened:
+        if opt.vis_dir:
+            opened.enter_context(sole_writer(opt.vis_dir))
+        stop = opened.enter_context(StopRequest())
         caption_file(opt, video, caption, stop)
     return 128 + stop.signal if stop.signal else 0
 
@@ -98,13 +102,16 @@ def check_outputs(opt: argparse.Namespace, is_camera: bool) -> None:
     """Refuse what cannot be written before the work starts.
 
     Raises:
-        InputError: a folder is missing, or a format is unknown.
+        InputError: a folder cannot be written or holds files of others, or a format is unknown.
     """
+    from captioner.output.page import VisWriter
     from captioner.runtime.files import require_writable_folder
     from captioner.video.annotated import require_known_format
 
     if opt.vis_dir and is_camera:
         raise InputError("--vis_dir is for files", remedy="record the camera with --output, and caption that file")
+    if opt.vis_dir:
+        VisWriter(opt.vis_dir, opt.overwrite)
     if opt.output:
         require_known_format(Path(opt.output))
     for name in ("output", "srt", "vtt", "jsonl"):
@@ -148,7 +155,7 @@ def caption_file(opt: argparse.Namespace, video: "VideoFile", caption: "CaptionP
                 return
             yield frame
 
-    page = ScenePage(opt.vis_dir, video.path) if opt.vis_dir else None
+    page = ScenePage(opt.vis_dir, video.path, opt.overwrite) if opt.vis_dir else None
     found: list[Subtitle] = []
     scenes = scenes_of(
         frames(),

@@ -44,7 +44,7 @@ def read_safetensors(path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: no model of ours (its header lacks {error})", expected="a file from caption-convert"
         ) from error
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a .safetensors file, or a damaged one ({error})") from error
     history = TrainingHistory(content.pop("opt"), content.pop("iteration"))
     return from_plain({"format_version": 1, **vars(history), **content}, path)

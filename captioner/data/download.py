@@ -6,18 +6,18 @@ NAME.part. What failed is listed in FOLDER/failed.tsv, with the reason, in the f
 """
 
 import concurrent.futures
+import contextlib
 import email.utils
 import hashlib
 import http.client
 import json
 import logging
 import math
+import os
 import random
-import re
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +26,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from captioner.data.address_lists import NOTE, PART, REPORT, Item, read_lists
 from captioner.data.image_formats import usual_formats
 from captioner.data.images import read_image
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, read_small, require_writable_folder
+from captioner.runtime.locks import sole_run
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ _CHUNK = 2**16
 _MIN_BYTES_PER_SECOND = 1024  # slower than this on average is as good as dead
 _LONGEST_PAUSE = 60.0
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
-_CHECKSUMS = ("sha256", "md5")
 
 
 class Failure(Exception):
@@ -47,15 +48,6 @@ class Failure(Exception):
         super().__init__(reason)
         self.again = again
         self.pause = pause
-
-
-@dataclass(frozen=True)
-class Item:
-    """One file to fetch; `path` is relative to the folder."""
-
-    url: str
-    path: str
-    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,15 +98,33 @@ def download_lists(
         raise InputError(f"--only {unknown[0]}: no such folder in the lists", expected=_some(sorted(folders)))
     items = [item for item in items if not only or _folder_of(item) in only]
     require_writable_folder(folder, "the files")
-    report = folder / "failed.tsv"
-    if report.exists() and not report.read_bytes().startswith(b"# "):
-        raise InputError(f"{report}: is there already, but not from caption-download", remedy="move it away")
+    with sole_run(folder / ".caption-download.lock", f"the folder {folder}"):
+        return _fetch_into(folder, lists, items, connections, limits, per_folder)
+
+
+def _fetch_into(
+    folder: Path,
+    lists: Sequence[Path],
+    items: Sequence[Item],
+    connections: int,
+    limits: Limits,
+    per_folder: int | None,
+) -> int:
+    """Fetch what is missing, and write the report; returns how many files are there."""
+    report = folder / REPORT
+    _require_ours(report)
+    if report.exists() and any(report.samefile(path) for path in lists):
+        raise InputError(f"{report}: would be replaced while it is the list", remedy="give a copy of it another name")
     failed = _fetch_enough(items, folder, connections, limits, per_folder)
-    there = Counter(_folder_of(item) for item in items if (folder / item.path).exists())
+    there = Counter(_folder_of(item) for item in items if os.path.exists(folder / item.path))
     if failed:
         with atomic_write(report, "w", encoding="utf-8") as stream:
             for item, reason in failed:
-                stream.write(f"# {reason}\n" + "\t".join(filter(None, (item.url, item.path, item.checksum))) + "\n")
+                stream.write(
+                    f"# {' '.join(reason.split())}\n"
+                    + "\t".join(filter(None, (item.url, item.path, item.checksum)))
+                    + "\n"
+                )
     else:
         report.unlink(missing_ok=True)
     wanted = Counter(_folder_of(item) for item in items)
@@ -126,6 +136,24 @@ def download_lists(
             remedy=f"see {report}, and run the same command again",
         )
     return there.total()
+
+
+def _require_ours(report: Path) -> None:
+    """Refuse to replace a file that is no report of ours.
+
+    Raises:
+        InputError: it is somebody else's, or no file.
+    """
+    if not os.path.lexists(report):
+        return
+    try:
+        lines = read_small(report).splitlines()
+    except OSError as error:
+        raise InputError(f"{report}: cannot be replaced ({error.strerror or error})", remedy="move it away") from error
+    reasons, addresses = lines[::2], lines[1::2]
+    is_ours = len(reasons) == len(addresses) and all(one.startswith(b"# ") for one in reasons)
+    if not (is_ours and all(one.lower().startswith((b"http://", b"https://")) for one in addresses)):
+        raise InputError(f"{report}: is there already, but not from caption-download", remedy="move it away")
 
 
 def _folder_of(item: Item) -> str:
@@ -148,7 +176,7 @@ def _fetch_enough(
     for item in items:
         name = _folder_of(item)
         missing.setdefault(name, per_folder)
-        if (folder / item.path).exists():
+        if os.path.exists(folder / item.path):
             missing[name] -= 1
         else:
             waiting.setdefault(name, deque()).append(item)
@@ -165,91 +193,17 @@ def _fetch_enough(
         failed += lost
 
 
-def read_lists(paths: Sequence[Path], numbered: bool = False) -> list[Item]:
-    """The items of all lists, each with a path of its own."""
-    taken: dict[str, Item] = {}
-    return [item for path in paths for item in read_list(path, taken, path.stem if len(paths) > 1 else "", numbered)]
-
-
-def read_list(path: Path, taken: dict[str, Item] | None = None, into: str = "", numbered: bool = False) -> list[Item]:
-    """The items of a list; empty lines and lines that begin with # don't count.
-
-    Args:
-        taken: paths that other lists have, in lower case; this list's are added.
-        into: the folder of items without a path.
-        numbered: number those items instead of naming them by their addresses.
-
-    Raises:
-        InputError: naming the line at fault.
-    """
-    try:
-        lines = read_small(path).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text", expected="one URL per line") from None
-    items: list[Item] = []
-    taken = {} if taken is None else taken
-    named: set[str] = set()  # addresses without a path
-    for number, line in enumerate(lines, start=1):
-        fields = line.strip().split("\t")
-        if not fields[0] or fields[0].startswith("#"):
-            continue
-        item = _parse_item(fields, f"{path}: line {number}")
-        if len(fields) == 1:
-            if item.url in named:
-                continue
-            named.add(item.url)
-            name = f"{len(named):06}{PurePosixPath(item.path).suffix or '.jpg'}" if numbered else item.path
-            item = Item(item.url, _free_name(PurePosixPath(into, name), item.url, taken))
-        other = taken.setdefault(item.path.lower(), item)  # lower: some file systems don't tell A from a
-        if other is not item and other != item:
-            raise InputError(f"{path}: line {number}: {item.path} is the path of another line too")
-        if other is item:
-            items.append(item)
-    if not items:
-        raise InputError(f"{path}: names no files", expected="one URL per line")
-    return items
-
-
-def _parse_item(fields: list[str], source: str) -> Item:
-    url = fields[0]
-    try:
-        parts = urllib.parse.urlsplit(url)
-        parts.port  # noqa: B018  (parsed only when asked for)
-    except ValueError as error:
-        raise InputError(f"{source}: {url!r} is no URL ({error})") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{source}: {url!r} is no address to download from", expected="http://.. or https://..")
-    if len(fields) > 1:
-        path = fields[1].strip()
-    else:
-        name = urllib.parse.unquote(PurePosixPath(parts.path).name)
-        path = re.sub(r'[\\/:*?"<>|\0]', "_", name) or "index"  # what some file system does not take
-    pure = PurePosixPath(path.replace("\\", "/"))
-    if not path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0] or "\0" in path:
-        raise InputError(f"{source}: {path!r} is no path inside the folder")
-    checksum = fields[2].strip().lower() if len(fields) > 2 else ""
-    if checksum and checksum.partition(":")[0] not in _CHECKSUMS:
-        raise InputError(f"{source}: {checksum!r} is no checksum", expected="sha256:.. or md5:..")
-    return Item(url, str(pure), checksum)
-
-
-def _free_name(path: PurePosixPath, url: str, taken: dict[str, Item]) -> str:
-    """The path; numbered if another URL ends alike."""
-    free, number = path, 1
-    while free.as_posix().lower() in taken and taken[free.as_posix().lower()].url != url:
-        number += 1
-        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
-    return free.as_posix()
-
-
 def download(items: Sequence[Item], folder: Path, connections: int, limits: Limits) -> list[tuple[Item, str]]:
     """Fetch files in parallel, leaving out those that are there; returns what failed, with the reasons."""
     stop = threading.Event()
     failed: dict[Item, str] = {}
     with concurrent.futures.ThreadPoolExecutor(connections) as pool:
-        todo = [item for item in items if not (folder / item.path).exists()]
+        todo = []
+        for item in items:
+            if os.path.exists(folder / item.path):
+                _drop_note(folder / item.path)
+            else:
+                todo.append(item)
         futures = {pool.submit(_fetch_with_retries, item, folder, limits, stop): item for item in todo}
         try:
             with tqdm(total=len(items), initial=len(items) - len(todo), unit=" files", disable=None) as bar:
@@ -290,12 +244,13 @@ def fetch(item: Item, target: Path, limits: Limits) -> None:
     Raises:
         Failure: with the reason.
     """
-    part = target.with_name(target.name + ".part")
-    note = target.with_name(target.name + ".part.json")  # which version of the file the part is of
+    part = target.with_name(target.name + PART)
+    note = target.with_name(target.name + NOTE)  # which version of the file the part is of
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists() and not note.exists():
-            raise Failure(f"{part} is there already, but not from here", again=False)
+        for path in (part, note):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not os.path.lexists(note)):
+                raise Failure(f"{path} is there already, but not from here", again=False)
         start, validator = _left_over(part, note)
         request = urllib.request.Request(item.url, headers={"User-Agent": "captioner-download"})
         if start:
@@ -325,6 +280,15 @@ def fetch(item: Item, target: Path, limits: Limits) -> None:
         raise Failure(f"no answer ({reason})" if str(reason) else f"no answer ({type(error).__name__})", True) from None
     except OSError as error:
         raise Failure(f"{part}: cannot be written ({error.strerror or error})", again=False) from None
+
+
+def _drop_note(target: Path) -> None:
+    """Remove the note of a file that was complete when the process was killed."""
+    note = target.with_name(target.name + NOTE)
+    if os.path.lexists(note) and not os.path.lexists(target.with_name(target.name + PART)):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if isinstance(json.loads(read_small(note)), str):
+                note.unlink()
 
 
 def _left_over(part: Path, note: Path) -> tuple[int, str]:

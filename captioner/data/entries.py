@@ -13,6 +13,7 @@ import codecs
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def caption_of(value: object, source: str) -> str:
 
 
 def _open_text(path: Path) -> IO[str]:
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is neither a file nor a folder")
     with open(path, "rb") as stream:
         start = stream.read(4)

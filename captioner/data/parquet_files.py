@@ -61,8 +61,9 @@ def read_rows(
         end = number + file.metadata.row_group(group).num_rows
         try:
             for batch in _batches(file, group, [*([picture] if with_pictures else []), *described]):
-                rows = batch.select(described).to_pylist() if described else [{}] * len(batch)
-                pictures = _bytes_of(batch.column(picture)) if with_pictures else [b""] * len(batch)
+                with _errors_named():
+                    rows = batch.select(described).to_pylist() if described else [{}] * len(batch)
+                    pictures = _bytes_of(batch.column(picture)) if with_pictures else [b""] * len(batch)
                 for data, fields in zip(pictures, rows, strict=True):
                     named = fields.get(key) if key else None
                     values = {name: fields[name] for name in others}
@@ -103,6 +104,8 @@ def read_row(path: str, most: int) -> bytes | None:
     if not name.isdecimal() or not is_parquet(parent):
         return None
     status = os.stat(parent)
+    if len(name) > 18:  # beyond all rows
+        return None
     with _reading, _errors_named():  # threads that ask for rows of one group shall not all read it
         ends = _row_group_ends(parent, status.st_mtime_ns, status.st_size)
         group = next((i for i, end in enumerate(ends) if int(name) < end), None)
@@ -171,7 +174,8 @@ def _errors_named() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ours = type(error).__module__.startswith("pyarrow") or (isinstance(error, OSError) and error.errno is None)
-        if not ours:
+        # ValueError: text that is no UTF-8, or a time beyond Python's calendar.
+        ours = type(error).__module__.startswith("pyarrow") or isinstance(error, ValueError | OverflowError)
+        if not ours and not (isinstance(error, OSError) and error.errno is None):
             raise
         raise OSError(errno.EBADMSG, f"damaged Parquet file: {error}") from error

@@ -71,6 +71,7 @@ def prepare(
     inputs, images_roots = _names(input_json), _names(images_root)
     h5_path, json_path = _output_paths(output_h5, output_json)
     pictures, findings = read_captioned(inputs, images_roots, tokenizer)
+    _output_paths(output_h5, output_json)  # now that it is known which files of folders are inputs
     for line in findings.lines():
         log.warning("%s", line)
     say_splits(pictures, inputs, num_val + num_test)

@@ -15,6 +15,8 @@ shard      a tar archive as WebDataset and img2dataset write them: 0001.jpg (.pn
 
 import json
 import logging
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ from captioner.data.listing import is_shard, list_images, list_shard
 from captioner.data.parquet_files import is_parquet, read_rows
 from captioner.data.tar_files import list_members
 from captioner.errors import InputError
+from captioner.runtime.files import protect
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ def known_captions(path: Path, images_root: str | Path = "") -> Iterator[Record]
         yield from _read_parquet(path, Path(images_root) if str(images_root) else path)
     elif is_shard(path):
         yield from _read_shard(path, Path(images_root) if str(images_root) else path)
-    elif path.is_dir():
+    elif os.path.isdir(path):  # Path.is_dir fails for names that are too long
         yield from _read_folder(path, Path(images_root) if str(images_root) else path)
     else:
         yield from _records(path)
@@ -110,7 +113,7 @@ def find_images_root(path: str | Path, first: Iterable[str], images_root: str) -
     """The folder that file paths start from: `images_root`, else the folder or shard given as input, else the working
     folder as in the original, else, where the `first` pictures are not there, the folder of the description."""
     path = Path(path)
-    if images_root or not path.exists():
+    if images_root or not os.path.exists(path):
         return Path(images_root)
     if path.is_dir() or is_shard(path):
         return path
@@ -122,10 +125,7 @@ def find_images_root(path: str | Path, first: Iterable[str], images_root: str) -
 
 
 def _is_file(root: Path, name: str) -> bool:
-    try:
-        return Path(root, name).is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    return os.path.isfile(os.path.join(root, name))
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -241,7 +241,7 @@ def _named_labels(path: Path, rows: list[Record]) -> list[Record]:
     """Labels as captions; where they are numbers and a file beside the list names them, the names."""
     labels = Counter(row.captions[0].strip() for row in rows)
     names: list[str] = []
-    if rows and all(label.isdecimal() for label in labels):
+    if rows and all(re.fullmatch(r"[0-9]{1,9}", label) for label in labels):
         beside = next((path.with_name(name) for name in _LABEL_FILES if path.with_name(name).is_file()), None)
         if beside is None:
             log.warning(
@@ -318,12 +318,13 @@ def _classes(folder: Path, images: list[Path]) -> tuple[list[list[str]], list[st
 
 def _read_captions_beside(image: Path) -> list[str]:
     for candidate in (image.with_suffix(".txt"), image.with_name(image.name + ".txt")):
-        if candidate.exists():
+        if os.path.exists(candidate):  # Path.exists fails for names that are too long
             return _lines_or_warning(candidate)
     return []
 
 
 def _text_lines(path: Path) -> list[str]:
+    protect(path)
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -355,8 +356,10 @@ def _read_parquet(path: Path, images_root: Path) -> Iterator[Record]:
     try:
         with path.open("rb") as stream:
             rows = read_rows(stream, (*CAPTION_KEYS, *ID_KEYS, "split"), with_pictures=False)
-            for number, (_, _, fields) in enumerate(rows):
+            for number, (_, problem, fields) in enumerate(rows):
                 source = f"{path}: row {number}"
+                if problem:  # pictures were not asked for
+                    log.warning("no captions taken from %s: %s", source, problem)
                 named = {NAME_KEYS[0]: _name_from(path, path / str(number), images_root)}
                 given = {key: value for key, value in fields.items() if value is not None}
                 if not given.keys().isdisjoint(CAPTION_KEYS):

@@ -28,6 +28,7 @@ from captioner.runtime.storage import find, is_remote, open_bytes
 
 log = logging.getLogger(__name__)
 
+FETCHED = ".captioner-fetched"  # in a folder of copies that is ours
 SUFFIXES = (tar_files.SUFFIX, parquet_files.SUFFIX)
 
 
@@ -83,6 +84,9 @@ def fetched(names: Sequence[str], folder: str) -> Iterator[list[str]]:
     if not any(map(is_remote, names)):
         yield list(names)
         return
+    mark = os.path.join(folder, FETCHED)
+    if os.path.lexists(folder) and not os.path.isfile(mark):
+        raise InputError(f"{folder}: is there already, but not from caption-prepro", remedy="move it away")
     there: dict[str, str] = {}  # local file → where it comes from
     for name in names:
         for found in find(name) if is_remote(name) else [name]:
@@ -90,17 +94,22 @@ def fetched(names: Sequence[str], folder: str) -> Iterator[list[str]]:
             if target in there:
                 raise InputError(f"{found}: {there[target]} is called so, too", remedy="prepare them one by one")
             there[target] = found
+    os.makedirs(folder, exist_ok=True)
+    with atomic_write(mark):
+        pass
     for target, name in there.items():
         if target != name and not os.path.exists(target):
             log.info("fetching %s", name)
-            os.makedirs(folder, exist_ok=True)
             try:
                 with open_bytes(name) as stream, atomic_write(target) as copy:
                     shutil.copyfileobj(stream, copy, 2**20)
             except OSError as error:
                 raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
     yield list(there)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for target in [*(target for target, name in there.items() if target != name), mark]:
+            os.unlink(target)
+        os.rmdir(folder)  # unless somebody else has put something there
 
 
 def decode(member: Member, image_mode: ImageMode) -> np.ndarray | str:

@@ -36,11 +36,16 @@ class StrictMember(tarfile.TarInfo):
             tarfile.ReadError: there is neither one nor the end mark.
         """
         try:
-            return super().fromtarfile(tarfile_)
+            found = super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise  # the mark
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
+        except (ValueError, OverflowError) as error:  # numbers of extended headers
+            raise tarfile.ReadError(f"a damaged header ({error})") from error
+        if found.size < 0:  # Python would go back in the archive, and round and round
+            raise tarfile.ReadError("a file of negative size")
+        return found
 
 
 def list_members(path: str) -> dict[str, tuple[int, int]]:

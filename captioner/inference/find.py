@@ -80,7 +80,8 @@ class PhotoSearch:
 
     def __init__(self, captioner: Captioner, digests: tuple[str, str], folder: Path) -> None:
         self.captioner = captioner
-        self.index = PhotoIndex(folder / f"photos-{digests[0]}", digests[1], self._likely_words)
+        sizes = sum(math.prod(model.encoder.feature_shape) for model in captioner.models), captioner.vocab.size + 1
+        self.index = PhotoIndex(folder / f"photos-{digests[0]}", digests[1], sizes, self._likely_words)
         self.positions: list[int] = []  # of the photos that are searched, in the list given to `open`
         self._places: list[Place] = []
         self._words = np.empty((0, 0), np.float16)  # (P, V+1), log-probabilities

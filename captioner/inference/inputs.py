@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from captioner.data.download import Item, Limits, download
+from captioner.data.address_lists import Item
+from captioner.data.download import Limits, download
 from captioner.data.listing import is_address, is_shard, list_images, list_shard, natural_key
 from captioner.errors import InputError
 from captioner.inference.sources import FileSource, open_folder

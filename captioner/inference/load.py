@@ -5,10 +5,12 @@ import copy
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.crops import crop
@@ -19,7 +21,7 @@ from captioner.kernels import Int8Convolutions, can_int8
 from captioner.kernels.int8 import measure_ranges
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import ASSETS, Checkpoint, bundled_model_path, load_checkpoint
-from captioner.runtime.files import atomic_write, cache_folder
+from captioner.runtime.files import atomic_write, cache_folder, read_small
 from captioner.runtime.precision import Precision, inference_dtype, prepare_for_inference
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def make_captioner(
         precision = checkpoints[0].decoding.get("precision", "auto")
     if precision == "int8" or (precision == "auto" and can_int8(device)):
         names = [_ranges_name(model) for model in models]  # takes as long as reading all weights, so only once
-        shipped = [_stored_ranges(ASSETS / name) for name in names]
+        shipped = [_stored_ranges(ASSETS / name, model) for name, model in zip(names, models, strict=True)]
         if precision == "int8" or all(shipped):
             precision = "int8"
             for model, name, ranges in zip(models, names, shipped, strict=True):
@@ -113,7 +115,7 @@ def require_int8(device: torch.device) -> None:
 
 def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterable[Batch]]) -> list[float]:
     """The scales of the 8-bit convolutions, from this user's cache or measured now."""
-    ranges = _stored_ranges(path)
+    ranges = _stored_ranges(path, model)
     if ranges is None:
         log.info("int8: measuring activations on the first photos, once for this model")
         dtype = inference_dtype("auto", torch.device("cpu"))
@@ -137,11 +139,13 @@ def _ranges_name(model: CaptionModel) -> str:
     return f"int8-{digest.hexdigest()}.json"
 
 
-def _stored_ranges(path: Path) -> list[float] | None:
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError, RecursionError
-    ):  # not there, or damaged: measured anew
-        return [float(value) for value in json.loads(path.read_text())["ranges"]]
+def _stored_ranges(path: Path, model: CaptionModel) -> list[float] | None:
+    """The scales of a file; None: it is not there, or damaged, and they are to be measured anew."""
+    count = sum(isinstance(layer, nn.Conv2d) for layer in model.encoder.features) - 1
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        ranges = [float(value) for value in json.loads(read_small(path))["ranges"]]
+        if len(ranges) == count and all(math.isfinite(value) and value >= 0 for value in ranges):
+            return ranges
     return None
 
 

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from captioner.data.images import read_file
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write, read_json, require_writable_folder
 from captioner.runtime.locks import sole_run
 
 log = logging.getLogger(__name__)
@@ -34,28 +35,43 @@ class PhotoIndex:
     Args:
         folder: the store's; made if needed.
         model: digest of the language model: features are shared by all with this CNN, likely words are not.
+        sizes: F and V + 1.
         words_of: features (P, F) float16 → (P, V+1) float16, how likely each word and END are in a caption.
 
     Raises:
         InputError: the folder cannot be written, or is damaged.
     """
 
-    def __init__(self, folder: Path, model: str, words_of: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(
+        self, folder: Path, model: str, sizes: tuple[int, int], words_of: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
         self.folder = require_writable_folder(folder, "what is known about photos")
         self._model, self._words_of = model, words_of
+        self._num_features, self._num_words = sizes
         self._loaded: dict[Path, np.ndarray] = {}
         self._read()
 
     def _read(self) -> None:
         """What index.json says; an absent one says nothing."""
         path = self.folder / "index.json"
+        remedy = f"delete the folder {self.folder}"
+        content = read_json(path, "what is known about photos", remedy) if os.path.lexists(path) else {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             self.num_shards: int = content.get("shards", 0)
             self._rows: dict[str, Place] = {key: (shard, row) for key, (shard, row) in content.get("rows", {}).items()}
             self._places: dict[str, list[Any]] = content.get("places", {})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: is damaged ({error})", remedy=f"delete the folder {self.folder}") from error
+            sound = type(self.num_shards) is int and all(
+                type(shard) is int
+                and type(row) is int
+                and 0 <= shard < self.num_shards
+                and 0 <= row < PHOTOS_OF_A_SHARD
+                for shard, row in self._rows.values()
+            )
+            sound = sound and all([type(value) for value in one] == [int, int, str] for one in self._places.values())
+        except (ValueError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise InputError(f"{path}: is damaged", remedy=remedy)
 
     def find(self, path: Path) -> Place | None:
         """Where a photo's row is; None for one that is new, or gone."""
@@ -97,8 +113,8 @@ class PhotoIndex:
         """Note where a photo lies; returns the digest of its content, "" where it cannot be read."""
         try:
             place, state = _state(path)
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        except OSError:
+            digest = hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
+        except (OSError, InputError):
             return ""
         self._places[place] = [*state, digest]
         return digest
@@ -122,17 +138,20 @@ class PhotoIndex:
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for shard in np.unique(shards):
             if not self._words_file(shard).exists():
-                self._store(self._words_file(shard), self._words_of(self._load(self._features_file(shard))))
+                features = self._load(self._features_file(shard), self._num_features)
+                self._store(self._words_file(shard), self._words_of(features))
             chosen = np.flatnonzero(shards == shard)
-            found.append((chosen, self._load(self._words_file(shard))[rows[chosen]]))
-        words = np.empty((len(places), found[0][1].shape[1]), np.float16)
+            found.append((chosen, self._rows_of(self._words_file(shard), rows[chosen], self._num_words)))
+        words = np.empty((len(places), self._num_words), np.float16)
         for chosen, of_shard in found:
             words[chosen] = of_shard
         return words
 
     def features(self, places: Sequence[Place]) -> np.ndarray:
         """float16 (P, F)."""
-        return np.stack([self._load(self._features_file(shard))[row] for shard, row in places])
+        return np.concatenate(
+            [self._rows_of(self._features_file(shard), np.array([row]), self._num_features) for shard, row in places]
+        )
 
     def _features_file(self, shard: int) -> Path:
         return self.folder / f"features-{shard:05}.npy"
@@ -144,13 +163,34 @@ class PhotoIndex:
         with atomic_write(path) as stream:
             np.save(stream, rows)
 
-    def _load(self, path: Path) -> np.ndarray:
+    def _rows_of(self, path: Path, rows: np.ndarray, width: int) -> np.ndarray:
+        """Some rows of a shard, of so many numbers each.
+
+        Raises:
+            InputError: it does not have them, or numbers in them that we never write.
+        """
+        values = self._load(path, width)
+        if rows.max() >= len(values):
+            raise self._damaged(path, "too short")
+        chosen: np.ndarray = values[rows]
+        if not np.isfinite(chosen).all():
+            raise self._damaged(path, "not finite")
+        return chosen
+
+    def _load(self, path: Path, width: int) -> np.ndarray:
         if path not in self._loaded:
             try:
-                self._loaded[path] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"{path}: is damaged ({error})", remedy=f"delete the folder {self.folder}") from error
+                values = np.load(path, mmap_mode="r")
+                sound = isinstance(values, np.ndarray) and values.dtype == np.float16 and values.shape[1:] == (width,)
+                if not sound or len(values) > PHOTOS_OF_A_SHARD:
+                    raise ValueError(f"no rows of {width} numbers in half precision")
+            except Exception as error:  # NumPy reads the header as Python: a damaged one raises many kinds
+                raise self._damaged(path, error) from error
+            self._loaded[path] = values
         return self._loaded[path]
+
+    def _damaged(self, path: Path, why: object) -> InputError:
+        return InputError(f"{path}: is damaged ({why})", remedy=f"delete the folder {self.folder}")
 
 
 def _state(path: Path) -> tuple[str, list[int]]:

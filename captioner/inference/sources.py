@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,7 +145,7 @@ class SplitSource:
         # The photo itself looks better than the squashed copy, where it is still to be had.
         index = int(self.indices[position])
         name = self.dataset.info[index].get("file_path")
-        if self.image_root and name and (path := Path(self.image_root) / name).is_file():
+        if self.image_root and name and os.path.isfile(path := Path(self.image_root) / name):
             return path
         return np.asarray(self.dataset.images[index])
 

@@ -1,5 +1,6 @@
 """A folder whose pictures are captioned as they arrive."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -63,7 +64,8 @@ class WatchedFolder:
             stamp = _stamp(path)
             if stamp and stamp[1] == row.get("modified"):
                 self._seen[path] = stamp
-            self._length = max(self._length, int(row["image_id"]))
+            with contextlib.suppress(TypeError, ValueError):  # an id that the journal of a watched folder has not
+                self._length = max(self._length, int(row["image_id"]))
 
     def modified(self, position: int) -> float:
         """When the file was last changed before it was read, in seconds since 1970."""

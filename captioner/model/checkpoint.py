@@ -1,6 +1,7 @@
 """The one place that saves and loads models."""
 
 import dataclasses
+import os
 import pickle
 import warnings
 import zipfile
@@ -15,7 +16,7 @@ from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.model.checkpoint_content import Checkpoint as Checkpoint  # both are imported from here, too
 from captioner.model.checkpoint_content import TrainingHistory as TrainingHistory
-from captioner.model.checkpoint_fields import require_finite, require_sound_fields, weights_digest
+from captioner.model.checkpoint_fields import require_finite, require_sound_fields, short, weights_digest
 from captioner.model.config import ModelConfig
 from captioner.runtime.files import atomic_write
 
@@ -89,9 +90,10 @@ def from_plain(content: Any, path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: not a captioner checkpoint", remedy="convert foreign files with caption-convert first"
         )
-    if content["format_version"] not in FORMAT_VERSIONS:
+    version = content["format_version"]
+    if type(version) is not int or version not in FORMAT_VERSIONS:
         raise InputError(
-            f"{path}: checkpoint format {content['format_version']!r}",
+            f"{path}: checkpoint format {short(version)}",
             expected=f"format {' or '.join(map(str, FORMAT_VERSIONS))}",
         )
     content = {
@@ -125,7 +127,7 @@ def load_plain(path: Path) -> Any:
     Raises:
         InputError: no such file, not a PyTorch file, damaged, or holding code.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists fails for names that are too long
         raise InputError(f"{path}: no such file", remedy="check the path")
     if not path.is_file():
         raise InputError(f"{path}: not a file", expected="a .pt file")

@@ -97,12 +97,12 @@ def require_sound_fields(content: Mapping[str, Any], source: str) -> None:
     """
     for name, (is_sound, expected) in _FIELDS.items():
         if name in content and not is_sound(content[name]):
-            raise InputError(f"{source}: {name} is {_short(content[name])}", expected=expected, remedy="it is damaged")
+            raise InputError(f"{source}: {name} is {short(content[name])}", expected=expected, remedy="it is damaged")
     for name, value in content.get("config", {}).items():
         for number in value if isinstance(value, list) else [value]:
             largest = _SIZES.get(name, LARGEST_SIZE)
             if _is_number(number) and not -largest <= number <= largest:
-                raise InputError(f"{source}: {name} is {_short(value)}", expected=f"at most {largest}")
+                raise InputError(f"{source}: {name} is {short(value)}", expected=f"at most {largest}")
 
 
 def require_finite(tensor: Tensor, where: str) -> None:
@@ -160,7 +160,8 @@ def plain_digest(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value, for messages."""
     if isinstance(value, dict | list):
         return f"a {type(value).__name__} of {len(value)} entries, not all of which fit"
     text = repr(value)

@@ -84,7 +84,7 @@ class ModelConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if "decoder" not in values:
             values = {**{name: fields[name].default for name in OF_ATTENTION}, **values}
-        unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
+        unknown, missing = sorted(map(str, values.keys() - fields.keys())), sorted(fields.keys() - values.keys())
         if unknown or missing:
             problem = f"unknown {unknown}" if unknown else f"missing {missing}"
             raise InputError(f"{source}: its model config has {problem}", remedy="was it written by another version?")

@@ -6,6 +6,7 @@ and in about.json "findings": [{"text": .., "show": a filter of the page}, ..]; 
 pictures look the same, "duplicates": a number that they share.
 """
 
+import contextlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -21,11 +22,12 @@ from captioner.data.options import DatasetOptions
 from captioner.data.splits import assign_splits
 from captioner.data.statistics import count_words
 from captioner.data.vocabulary import UNK, Vocab
-from captioner.output.page import VisWriter
+from captioner.output.page import VisWriter, sole_writer
 from captioner.output.page_files import write_data_script
 from captioner.output.results import Row
 from captioner.runtime.files import atomic_write
 
+WORDS = "words.json"
 AT_ONCE = 64  # pictures copied at a time
 
 
@@ -35,12 +37,14 @@ def write_dataset_page(
     report: dict[str, Any],
     options: DatasetOptions,
     title: str,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page of pictures and captions that `data.check.check` has looked at.
 
     Args:
         pictures: all of them, in the order in which `report` knows them; unreadable ones are named and not shown.
         report: from `check`, called with the same options.
+        overwrite: whether files in the folder that are not ours may be replaced.
 
     Returns:
         The path of index.html.
@@ -52,9 +56,8 @@ def write_dataset_page(
     kept = [picture for picture in pictures if picture.file_path not in unreadable]
     splits = assign_splits(kept, options.num_val, options.num_test, options.seed)
     groups = _groups(report["duplicates"])
-    page = VisWriter(folder)
 
-    def rows() -> Iterator[Row]:
+    def rows(page: VisWriter) -> Iterator[Row]:
         for first in tqdm(range(0, len(kept), AT_ONCE), desc="page", disable=None):
             some = range(first, min(first + AT_ONCE, len(kept)))
             copied = page.add_pictures([(place + 1, Path(kept[place].path)) for place in some])
@@ -73,10 +76,11 @@ def write_dataset_page(
 
     counts = count_words(picture.words for picture in kept)
     vocab = Vocab.build(counts, options.word_count_threshold, options.tokenizer)
-    return _finish(page, rows(), title, counts, vocab.words, _findings(report))
+    with _writer(folder, overwrite) as page:
+        return _finish(page, rows(page), title, counts, vocab.words, _findings(report))
 
 
-def write_prepared_page(folder: Path, dataset: Dataset, *, title: str) -> Path:
+def write_prepared_page(folder: Path, dataset: Dataset, *, title: str, overwrite: bool = False) -> Path:
     """Write the page of a prepared dataset: its pictures as the network sees them, and its captions.
 
     Captions of training images are what the dataset holds of them: split into words, cut, rare words as UNK.
@@ -87,10 +91,9 @@ def write_prepared_page(folder: Path, dataset: Dataset, *, title: str) -> Path:
     Raises:
         InputError: a file cannot be written.
     """
-    page = VisWriter(folder)
     dataset.require_whole_file()
 
-    def rows() -> Iterator[Row]:
+    def rows(page: VisWriter) -> Iterator[Row]:
         for first in tqdm(range(0, len(dataset.info), AT_ONCE), desc="page", disable=None):
             some = range(first, min(first + AT_ONCE, len(dataset.info)))
             copied = page.add_pictures([(place + 1, np.asarray(dataset.images[place])) for place in some])
@@ -111,7 +114,16 @@ def write_prepared_page(folder: Path, dataset: Dataset, *, title: str) -> Path:
     if unknown:
         share = unknown / sum(ids[1:])
         findings.append({"text": f"Words that became {UNK}: {unknown:,} ({share:.1%})", "show": "unk"})
-    return _finish(page, rows(), title, counts, dataset.vocab.words, findings)
+    with _writer(folder, overwrite) as page:
+        return _finish(page, rows(page), title, counts, dataset.vocab.words, findings)
+
+
+@contextlib.contextmanager
+def _writer(folder: Path, overwrite: bool) -> Iterator[VisWriter]:
+    with sole_writer(folder):
+        page = VisWriter(folder, overwrite)
+        page.claim([WORDS, f"{WORDS}.js"])
+        yield page
 
 
 def _finish(
@@ -124,9 +136,9 @@ def _finish(
 ) -> Path:
     vocabulary = set(known)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    with atomic_write(page.folder / "words.json", "w", encoding="utf-8") as stream:
+    with atomic_write(page.folder / WORDS, "w", encoding="utf-8") as stream:
         json.dump([[word, count, int(word in vocabulary)] for word, count in ordered], stream, ensure_ascii=False)
-    write_data_script(page.folder / "words.json")
+    write_data_script(page.folder / WORDS)
     about = {
         "title": title,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, cannot_write
+from captioner.runtime.files import atomic_write, cannot_write, read_small
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Manifest:
         overwrite: whether the user lets files of others be replaced.
 
     Raises:
-        InputError: the list cannot be read.
+        InputError: the list cannot be read, or is none.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
@@ -37,9 +37,11 @@ class Manifest:
         self._path = folder / NAME
         self._known: dict[str, str | None] = {}  # name → mark; None: was about to be written
         try:
-            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+            lines = read_small(self._path).splitlines() if os.path.lexists(self._path) else []
         except OSError as error:
             raise InputError(f"{self._path}: cannot be read ({error.strerror or error})") from error
+        if lines and not lines[0].startswith(b"["):
+            raise InputError(f"{self._path}: is no list of this program", remedy="move it away")
         for line in lines:
             try:
                 name, mark = json.loads(line)
@@ -61,6 +63,10 @@ class Manifest:
             return False
         return self._known[name] in (None, _mark(path))
 
+    def names(self) -> list[str]:
+        """What the list has."""
+        return list(self._known)
+
     def require_ours(self, names: Iterable[str]) -> None:
         """Refuse to replace what is not ours.
 
@@ -71,7 +77,7 @@ class Manifest:
             if not self.overwrite and not self.is_ours(name):
                 raise InputError(
                     f"{self.folder / name}: exists, and was not written by this program",
-                    remedy="choose another folder (--vis_dir), or say --overwrite 1",
+                    remedy="choose another folder, or say --overwrite 1",
                 )
 
     def about_to_write(self, names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ The folder:
     imgs/img<image_id>.jpg      the pictures
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from captioner.output.page_files import copy_page, is_same, page_files, write_da
 from captioner.output.results import Row, write_results
 from captioner.output.rows import PictureRow
 from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.locks import sole_run
 from captioner.runtime.outputs import kind_of
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,25 @@ COPIES_AT_ONCE = 8
 DATA_FILES = ("vis.json", "scores.json", "about.json")
 EXIF_ORIENTATION = 0x0112
 
+COMPARISON = "compare-"  # how the files of a comparison begin (output/comparison.py)
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Hold the page's folder: two commands in it at once would mix their pictures and rows.
+
+    Raises:
+        InputError: another command is at it, or the folder cannot be written.
+    """
+    with sole_run(require_writable_folder(folder, "the page") / ".lock", f"the page in {folder}"):
+        yield
+
+
+def fixed_names() -> list[str]:
+    """The files of every page, but for its pictures."""
+    return [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in page_files())]
 
 
 class VisWriter:
@@ -56,21 +76,21 @@ class VisWriter:
     def __init__(self, folder: str | Path, overwrite: bool = False) -> None:
         self.folder = require_writable_folder(folder, "the page")
         self._names: set[str] = set()
+        self._claimed: list[str] = []
         self._manifest = Manifest(self.folder, overwrite)
         pictures = [path.name for path in (self.folder / "imgs").glob("*") if path.name.lower().startswith("img")]
-        self._manifest.require_ours(name for name in self._fixed_names() if not self._is_page(name))
+        self._manifest.require_ours(name for name in fixed_names() if not self._is_page(name))
         self._manifest.require_ours(f"imgs/{name}" for name in sorted(pictures))
 
-    def about_to_write(self, names: Iterable[str]) -> None:
-        """Take note of files that somebody else writes into the folder: they are ours.
+    def claim(self, names: Sequence[str]) -> None:
+        """Take note of files that somebody else is about to write into the folder: they are ours.
 
         Raises:
-            InputError: the list cannot be written.
+            InputError: one is there and is not ours, or the list cannot be written.
         """
+        self._manifest.require_ours(names)
         self._manifest.about_to_write(names)
-
-    def _fixed_names(self) -> list[str]:
-        return [*DATA_FILES, *(name + ".js" for name in DATA_FILES), *(path.name for path in page_files())]
+        self._claimed += names
 
     def _is_page(self, name: str) -> bool:
         """Whether a file of the page, of this version or another, stands there: nothing of anybody is lost with it."""
@@ -78,7 +98,7 @@ class VisWriter:
         if not path.is_file():
             return False
         content = path.read_bytes()
-        return kind_of(path) in ("page", "captions") or any(
+        return kind_of(path) in ("page", "captions", "nothing") or any(
             source.name == name and source.read_bytes() == content for source in page_files()
         )
 
@@ -150,7 +170,8 @@ class VisWriter:
         for name in DATA_FILES:
             write_data_script(self.folder / name)
         page = copy_page(self.folder)
-        self._manifest.finish([*fixed, *shown])
+        comparisons = [name for name in self._manifest.names() if name.startswith(COMPARISON)]
+        self._manifest.finish([*fixed, *shown, *self._claimed, *comparisons])
         return page
 
 

@@ -5,13 +5,14 @@ still there.
 """
 
 import logging
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from captioner.errors import InputError
 from captioner.output.xmp_in_pictures import Unsuitable, packet_of, with_packet
-from captioner.runtime.files import atomic_write, rewrite
+from captioner.runtime.files import atomic_write, read_small, require_replaceable, rewrite
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +92,16 @@ class PhotoMetadata:
     def _write_sidecar(self, photo: Path, caption: str) -> None:
         path = self.sidecar_of(photo)
         try:
-            before = path.read_bytes() if path.exists() else _EMPTY_PACKET
+            before = read_small(path) if os.path.lexists(path) else _EMPTY_PACKET
             after = self._described(path, before, caption)
-            if after is not None:
-                with atomic_write(path) as stream:
-                    stream.write(after)
-        except (Unsuitable, OSError) as reason:
+            if after is None:
+                return
+            require_replaceable(path)
+        except (Unsuitable, OSError, InputError) as reason:
             log.warning("kept %s: %s", path, reason)
+            return
+        with atomic_write(path) as stream:
+            stream.write(after)
 
     def _described(self, path: Path, content: bytes, caption: str) -> bytes | None:
         """The content of a file with the caption as its description; None: it stays as it is.
@@ -141,7 +145,7 @@ class PhotoMetadata:
             raise Unsuitable(f"its XMP cannot be read ({error})") from error
 
     def _has_description(self, path: Path) -> bool:
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file fails for names that are too long
             return False
         try:
             image = self._exiv2.Image(str(path))  # reads no more than it has to

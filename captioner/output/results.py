@@ -113,13 +113,17 @@ class Journal:
     def _entry(self, line: bytes, number: int) -> dict[str, Any]:
         """What a whole line says: {"run": ..}, {"row": ..} or {"num_done": .., "totals": ..}."""
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode("utf-8"))
             totals = entry.pop("totals", {})  # which earlier versions did not write
             ((key, value),) = entry.items()
             entry["totals"] = totals
             sound = {
                 "run": lambda: number == 1,
-                "row": lambda: isinstance(value["caption"], str) and isinstance(value["image_id"], int | str | None),
+                "row": lambda: (
+                    isinstance(value["caption"], str)
+                    and isinstance(value["file_name"], str)
+                    and isinstance(value["image_id"], int | str | None)
+                ),
                 "num_done": lambda: type(value) is int and value >= self.num_done,
             }[key]() and all(type(number) in (int, float) and 0 <= number < math.inf for number in totals.values())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -4,10 +4,13 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from captioner.data.image_formats import has_image_suffix
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, read_small, require_replaceable
 
 log = logging.getLogger(__name__)
+
+LONGEST_EXTENSION = 50
 
 Existing = Literal["keep", "replace", "append", "prepend"]
 
@@ -29,8 +32,9 @@ class Sidecars:
         self, extension: str = ".txt", prefix: str = "", suffix: str = "", existing: Existing = "keep"
     ) -> None:
         self.extension = extension if extension.startswith(".") else f".{extension}"
-        if self.extension == "." or set("/\\\0") & set(self.extension):
-            raise InputError(f"--txt_extension {extension!r}", expected="an ending of file names, as .txt or .caption")
+        odd = set("/\\") & set(self.extension) or not self.extension.isprintable() or self.extension.endswith(".")
+        if odd or len(self.extension) > LONGEST_EXTENSION or has_image_suffix(f"a{self.extension}"):
+            raise InputError(f"--txt_extension {extension!r}", expected="an ending of text files, as .txt or .caption")
         self.prefix, self.suffix, self.existing = prefix, suffix, existing
         self._photo_of: dict[Path, Path] = {}  # of each file written in this run
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +20,7 @@ from captioner.metrics.pairing import Prediction, Reference, join
 from captioner.metrics.report import as_json
 from captioner.metrics.significance import NUM_BOOTSTRAP, bootstrap_intervals
 from captioner.output.album import require_album, write_album
-from captioner.output.page import VisWriter
+from captioner.output.page import VisWriter, fixed_names, sole_writer
 from captioner.output.results import Journal, require_known_suffix, write_results
 from captioner.output.rows import CaptionRow, caption_row
 from captioner.runtime.files import atomic_write, require_writable_folder
@@ -100,11 +101,12 @@ class CaptionWriter:
         if self.to.album:
             require_album(self.to.album, len(source))
         self.scores_file = self._place_of_scores(name) if references is not None else None
+        self._require_places_of_their_own()
         with contextlib.ExitStack() as held:
             journal_path = None
             if self.to.page:
-                journal_path = require_writable_folder(self.to.page, "the page") / "vis.journal"
-                held.enter_context(sole_run(self.to.page / ".lock", f"the page in {self.to.page}"))
+                held.enter_context(sole_writer(self.to.page))
+                journal_path = self.to.page / "vis.journal"
             if self.to.output:
                 folder, name = require_writable_folder(self.to.output.parent, "results"), self.to.output.name
                 journal_path = folder / f"{name}.journal"
@@ -125,6 +127,15 @@ class CaptionWriter:
         path = beside / f"scores_{name}.json"
         require_output(path, ["scores"])
         return path
+
+    def _require_places_of_their_own(self) -> None:
+        """Refuse results that the page would write over, or that would write over the page."""
+        if self.to.page:
+            page = {os.path.realpath(self.to.page / name): name for name in fixed_names()}
+            for path in (self.to.output, self.to.album, self.scores_file):
+                name = page.get(os.path.realpath(path)) if path else None
+                if name and name != "vis.json":  # which holds the same
+                    raise InputError(f"{path}: is a file of the page itself", remedy="choose another name")
 
     def __enter__(self) -> "CaptionWriter":
         return self

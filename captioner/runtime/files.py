@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -274,6 +275,14 @@ def protect(path: str | Path) -> None:
         _inputs[found.st_dev, found.st_ino] = str(path)
 
 
+def protect_stdin() -> None:
+    """As `protect`, of the file that stdin comes from, if it is one."""
+    with contextlib.suppress(OSError):  # closed
+        found = os.fstat(0)
+        if stat.S_ISREG(found.st_mode):
+            _inputs[found.st_dev, found.st_ino] = "stdin"
+
+
 def forget_inputs() -> None:
     """A command has ended: what it read may be replaced by what comes next in this process."""
     _inputs.clear()
@@ -286,7 +295,7 @@ def require_replaceable(path: str | Path, pictures: bool = False) -> None:
         pictures: whether a picture may be replaced: the writer knows that it is a copy of its own.
 
     Raises:
-        InputError: there is an input of this command, somebody's picture, a folder, or a device.
+        InputError: there is an input of this command, what it prints to, somebody's picture, a folder, or a device.
     """
     try:
         found = os.stat(path)
@@ -303,8 +312,17 @@ def require_replaceable(path: str | Path, pictures: bool = False) -> None:
     if known is not None:
         also = "" if known == str(path) else f" ({known})"
         raise InputError(f"{path}: is an input of this command{also}", remedy="choose another name for the output")
+    if any(map(functools.partial(_goes_to, found), (1, 2))):
+        raise InputError(f"{path}: is what this command prints to", remedy="choose another name for the output")
     if not pictures and _PICTURES.match(_first_bytes(path)):
         raise InputError(f"{path}: is a picture, which would be lost", remedy="choose another name")
+
+
+def _goes_to(file: os.stat_result, descriptor: int) -> bool:
+    """Whether a descriptor writes into a file."""
+    with contextlib.suppress(OSError):  # closed
+        return os.path.samestat(file, os.fstat(descriptor))
+    return False
 
 
 def _first_bytes(path: str | Path) -> bytes:

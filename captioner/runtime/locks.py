@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import InputError
-from captioner.runtime.files import cannot_write
+from captioner.runtime.files import cannot_write, read_small
 
 TOUCH_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 90.0
+_MARK_START = b'{"host": '
 
 
 @contextlib.contextmanager
@@ -87,19 +88,21 @@ def _remove_if_dead(path: Path, temporary: str, what: str) -> None:
     """Remove the lock of a dead process.
 
     Raises:
-        InputError: the holder is alive.
+        InputError: the holder is alive, or the file is no lock.
     """
     try:
-        content, touched = path.read_bytes(), path.stat().st_mtime
+        content, touched = read_small(path), path.stat().st_mtime
     except FileNotFoundError:
         return  # just given back
+    if not _MARK_START.startswith(content.rstrip(b"\0")[: len(_MARK_START)]):
+        raise InputError(f"{path}: is there, and is no lock of this program", remedy="move it away")
     os.utime(temporary)
     age = os.stat(temporary).st_mtime - touched  # both by the clock of the disk
     try:
         holder = json.loads(content)
         alive = _is_alive(holder, age)
         who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError, TypeError, RecursionError):  # no lock of ours, or one of a full disk
+    except (ValueError, KeyError, TypeError, RecursionError):  # one of a full disk, or of a machine that went down
         alive, who = age < DEAD_AFTER_SECONDS, "an unknown process"
     if alive:
         raise InputError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import InputError
-from captioner.runtime.files import forget_inputs, protect, require_replaceable
+from captioner.runtime.files import forget_inputs, protect, protect_stdin, require_replaceable
 
 _HEAD, _TAIL = 2**16, 2**16
 # What files of ours begin with, and what stands somewhere in their first or last 64 kB.
@@ -39,7 +39,7 @@ _overwrite = False
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write, and what it may replace, as `kind_of` calls it; nothing named: whatever is ours."""
+    """A file to write, and what it may replace besides empty files, as `kind_of` calls it; none named: all of ours."""
 
     path: str
     kinds: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ def begin(inputs: Iterable[str] = (), outputs: Mapping[str, Output] | None = Non
 
     Args:
         inputs: what it is to read, existing or not.
-        outputs: by option.
+        outputs: by option; None: no command runs any more.
         overwrite: whether the user lets them replace foreign files.
     """
     global _overwrite
@@ -58,6 +58,8 @@ def begin(inputs: Iterable[str] = (), outputs: Mapping[str, Output] | None = Non
     _outputs.clear()
     _outputs.update(outputs or {})
     _overwrite = overwrite
+    if outputs is not None:
+        protect_stdin()
     for path in inputs:
         protect(path)
 
@@ -97,20 +99,17 @@ def require_output(path: str | Path, kinds: Collection[str] = ()) -> None:
                 f"{path}: exists, and was not written by this program",
                 remedy="choose another name, or say --overwrite 1",
             )
-        if kinds and kind not in kinds:
+        if kinds and kind not in (*kinds, "nothing"):
             raise InputError(
                 f"{path}: exists, and holds something else ({kind})", remedy="choose another name, or say --overwrite 1"
             )
 
 
 def kind_of(path: str | Path) -> str | None:
-    """What a file of ours holds, as _MARKS calls it, or "model"; None: it is not of ours.
-
-    An empty file counts as captions: nothing is lost with it.
-    """
+    """What a file of ours holds, as _MARKS calls it, or "model", or "nothing"; None: it is not of ours."""
     head, tail = _read(path)
     if not head:
-        return "captions"
+        return "nothing"
     if head.startswith(b"PK\x03\x04"):
         return "model" if _is_model(path) else "arrays" if tail.endswith(ARRAYS_MARK) else None
     for kind, begin_, marks in _MARKS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from captioner.errors import InputError
-from captioner.runtime.files import atomic_write, require_writable_folder
+from captioner.runtime.files import atomic_write, require_replaceable, require_writable_folder
 
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: Windows has drives
 # What to install for an address, as extras of this package.
@@ -167,7 +167,7 @@ def remove(name: str) -> None:
     """Remove a file that may not be there.
 
     Raises:
-        InputError: it cannot be removed.
+        InputError: it cannot be removed, or is an input of this command.
     """
     if is_remote(name):
         system, path = _system(name)
@@ -175,6 +175,7 @@ def remove(name: str) -> None:
             if system.exists(path):
                 system.rm_file(path)
         return
+    require_replaceable(name)
     try:
         Path(name).unlink(missing_ok=True)
     except OSError as error:

@@ -21,6 +21,7 @@ from captioner.data.listing import natural_key
 from captioner.data.shards import SUFFIXES, is_shard, read_members
 from captioner.errors import InputError
 from captioner.output.rows import caption_row
+from captioner.runtime.files import protect
 from captioner.runtime.precision import Precision
 from captioner.runtime.storage import find, is_remote
 from captioner.scale.items import Item, Worker
@@ -57,6 +58,8 @@ def find_shards(names: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name}: is no shard", expected="tar archives or Parquet files of pictures, with --output_dir"
             )
+        if not is_remote(name):
+            protect(name)
     return list(dict.fromkeys(found))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.data.shards import name_of
 from captioner.errors import InputError
-from captioner.runtime.storage import join, make_folder, names_in, read_whole, remove, write_whole
+from captioner.runtime.storage import is_remote, join, make_folder, names_in, read_whole, remove, write_whole
 from captioner.scale.items import Item
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,14 @@ class ShardResults:
         for target, shard in zip(targets, shards, strict=True):
             if targets.count(target) > 1:
                 raise InputError(f"{shard}: another shard has this name, too", remedy="give each folder its own run")
+            if _is_same(join(folder, target), shard):
+                raise InputError(f"{shard}: its results would stand in its place", remedy="choose another --output_dir")
         make_folder(folder, "results")
         there = names_in(folder)
         wanted = json.dumps(run, sort_keys=True).encode()
         known = read_whole(join(folder, RUN_FILE)) if RUN_FILE in there else None
-        foreign = next((target for target in targets if target in there), None) if known is None else RUN_FILE
+        names = [name for target in targets for name in (target, _errors_of(target))]
+        foreign = next((name for name in names if name in there), None) if known is None else RUN_FILE
         if (foreign and known != wanted) and not overwrite:
             whose = (
                 "is not of this run" if known is None else "says that the results here are of another model or options"
@@ -78,8 +82,8 @@ class ShardResults:
             )
         if known != wanted:
             there = set()  # nothing here is ours yet
-            for target in targets:
-                remove(join(folder, target))
+            for name in names:
+                remove(join(folder, name))
             write_whole(join(folder, RUN_FILE), wanted)
         self.left = [number for number, target in enumerate(targets) if target not in there]
 
@@ -143,7 +147,7 @@ class ShardResults:
         target = self._target(self.shards[shard])
         broken = [{"file_name": item.file_name, "error": item.error} for item in items if item.error]
         rows = [item.row for item in items if not item.error]
-        errors = join(self.folder, target.rpartition(".")[0] + _ERRORS)
+        errors = join(self.folder, _errors_of(target))
         if broken:  # first: where there are results, their list of errors is complete
             write_whole(errors, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in broken).encode())
         else:
@@ -154,6 +158,16 @@ class ShardResults:
         self.tally.broken += len(broken)
         more = f", {len(broken)} broken: see {errors}" if broken else ""
         log.info("%s: %d captioned%s", name_of(self.shards[shard]), len(rows), more)
+
+
+def _errors_of(target: str) -> str:
+    return target.rpartition(".")[0] + _ERRORS
+
+
+def _is_same(one: str, other: str) -> bool:
+    if is_remote(one) or is_remote(other):
+        return one == other
+    return os.path.exists(one) and os.path.samefile(one, other)
 
 
 def _lines(rows: Sequence[str]) -> bytes:

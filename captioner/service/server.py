@@ -24,7 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: no name of a host
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"cannot listen on {host} port {port} ({reason})", remedy="choose others with --host and --port"
@@ -33,8 +33,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, listener: socket.socket, limits: Limits, ready: Callable[[], None]) -> None:
     """Answer requests until SIGTERM (returns) or SIGINT (KeyboardInterrupt); what is running is finished first."""
-    # Uvicorn's remarks on each malformed request would let strangers fill the log.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # Remarks on each malformed request would let strangers fill the log.
+    for name in ("uvicorn", "python_multipart", "multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         http=protocol_with(limits),

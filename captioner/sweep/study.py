@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from captioner.errors import InputError
-from captioner.runtime.files import read_small
+from captioner.runtime.files import read_json, read_small
 
 if TYPE_CHECKING:  # an extra, imported late
     import optuna
@@ -28,8 +29,11 @@ log = logging.getLogger(__name__)
 
 Value = str | int | float | bool
 Sampler = Literal["random", "tpe"]
+JOURNAL = "study.journal"
+RESULTS = ("results.csv", "results.md", "results.svg")
 SET_BY_THE_SWEEP = ("id", "checkpoint_path", "gpuid", "resume")
-OTHER_COMMANDS = ("plan", "preset", "stages", "help")  # not one training
+LARGEST = 1e12  # of a range, as of the options' own
+OTHER_COMMANDS = ("plan", "preset", "stages", "help", "version")  # not one training
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def read_ranges(path: Path, known: Sequence[str]) -> Ranges:
         problem = f"unknown table {unknown[0]}" if unknown else "no table [search]"
         raise InputError(f"{path}: {problem}", expected="[fixed], and [search] with at least one range")
     fixed = content.get("fixed", {})
+    if not isinstance(fixed, dict):
+        raise InputError(f"{path}: fixed is {fixed!r}", expected="a table, [fixed]")
     for name in (*fixed, *content["search"]):
         if name in SET_BY_THE_SWEEP:
             raise InputError(f"{path}: {name} is set by the sweep, for each trial", remedy="leave it out")
@@ -83,7 +89,7 @@ def read_ranges(path: Path, known: Sequence[str]) -> Ranges:
     if both:
         raise InputError(f"{path}: {both[0]} is both fixed and searched")
     for name, value in fixed.items():
-        if not isinstance(value, (str, int, float)):
+        if not _is_value(value):
             raise InputError(f"{path}: fixed.{name} is {value!r}", expected="a number or a text")
     return Ranges(fixed, {name: _range(path, name, value) for name, value in content["search"].items()})
 
@@ -102,18 +108,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise InputError(f"{path}: is not TOML ({error})") from error
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply") from None
 
 
 def _missing(package: str) -> InputError:
     return InputError(f"a sweep needs {package}, which is not installed", remedy="pip install captioner[sweep]")
 
 
+def _is_value(value: object) -> bool:
+    """Whether an option can be set to it; NaN and infinite numbers are values that caption-train will refuse."""
+    return isinstance(value, int | float) or (isinstance(value, str) and "\0" not in value)
+
+
 def _range(path: Path, name: str, value: Any) -> Interval | list[Value]:
-    if isinstance(value, list) and value and all(isinstance(item, (str, int, float)) for item in value):
+    if isinstance(value, list) and value and all(map(_is_value, value)):
         return value
     if isinstance(value, dict) and {"low", "high"} <= value.keys() <= {"low", "high", "log", "step"}:
         numbers = [value[key] for key in ("low", "high", "step") if key in value]
-        if all(type(number) in (int, float) for number in numbers) and isinstance(value.get("log", False), bool):
+        if all(type(number) in (int, float) and abs(number) <= LARGEST for number in numbers) and isinstance(
+            value.get("log", False), bool
+        ):
             interval = Interval(**value)
             positive = not interval.log or (interval.low > 0 and interval.step is None)
             if interval.low < interval.high and positive and (interval.step is None or interval.step > 0):
@@ -122,6 +137,24 @@ def _range(path: Path, name: str, value: Any) -> Interval | list[Value]:
         f"{path}: search.{name} is {value!r}",
         expected="a list of choices, or { low = A, high = B } with A < B and perhaps log = true (A > 0) or step = C",
     )
+
+
+def _require_own_folder(folder: Path) -> None:
+    """Refuse a folder where a new sweep would write over files of others.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    journal = folder / JOURNAL
+    if os.path.lexists(journal) and not journal.is_file():
+        raise InputError(f"{journal}: is no file", remedy="choose another --folder")
+    if journal.exists():
+        return
+    for name in sorted(entry.name for entry in os.scandir(folder)):
+        if name in RESULTS or re.fullmatch(r"trial\d+\.log|model_idtrial\d+.*", name):
+            raise InputError(
+                f"{folder / name}: is there, but {journal.name} of a sweep is not", remedy="choose another --folder"
+            )
 
 
 class Sweep:
@@ -144,12 +177,19 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.ranges, self.sampler, self.seed = folder, ranges, sampler, seed
         self._optuna, self._lock = optuna, threading.Lock()
-        self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
-            study_name="sweep",
-            direction="maximize" if ranges.by_cider else "minimize",
-            load_if_exists=True,
-        )
+        journal = folder / JOURNAL
+        _require_own_folder(folder)
+        try:
+            self.study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                study_name="sweep",
+                direction="maximize" if ranges.by_cider else "minimize",
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, optuna.exceptions.OptunaError) as error:
+            raise InputError(
+                f"{journal}: is damaged, or no book of a sweep ({error})", remedy="choose another --folder"
+            ) from error
         began_with = self.study.user_attrs.setdefault("ranges", ranges.to_json())
         if began_with != ranges.to_json():
             raise InputError(
@@ -192,8 +232,9 @@ class Sweep:
         """Enter how a trial's training ended: its best score, or the reason of its failure."""
         number = trial.number
         log_file = self.folder / f"trial{number}.log"
-        if code == 0:
-            score, iteration = self._best(self.folder / f"model_idtrial{number}.json")
+        best = self._best(self.folder / f"model_idtrial{number}.json") if code == 0 else None
+        if best:
+            score, iteration = best
             trial.set_user_attr("iteration", iteration)
             self.study.tell(trial, score)
             for kind in ("last", "resume"):  # three quarters of a trial's disk space, and done with
@@ -201,7 +242,13 @@ class Sweep:
             log.info("trial %d: %s %.4f at iteration %d", number, self.score_name, score, iteration)
             return
         lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
-        reason = f"killed by signal {-code}" if code < 0 else lines[-1].removeprefix("caption-train: error: ")
+        reason = (
+            f"killed by signal {-code}"
+            if code < 0
+            else "it has no score"
+            if code == 0
+            else lines[-1].removeprefix("caption-train: error: ")
+        )
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         log.warning("trial %d failed: %s (see %s)", number, reason, log_file)
@@ -211,17 +258,24 @@ class Sweep:
         """What trials are compared by."""
         return "CIDEr" if self.ranges.by_cider else "validation loss"
 
-    def _best(self, report: Path) -> tuple[float, int]:
+    def _best(self, report: Path) -> tuple[float, int] | None:
         curve = validation_curve(report, self.ranges.by_cider)
-        return max(curve) if self.ranges.by_cider else min(curve)
+        return (max(curve) if self.ranges.by_cider else min(curve)) if curve else None
 
 
 def validation_curve(report: Path, by_cider: bool) -> list[tuple[float, int]]:
-    """(score, iteration) of each validation in a training's report."""
-    content = json.loads(report.read_text(encoding="utf-8"))
-    if by_cider:
-        return [(scores["CIDEr"], int(k)) for k, scores in content["val_lang_stats_history"].items()]
-    return [(loss, int(k)) for k, loss in content["val_loss_history"].items() if loss is not None]
+    """(score, iteration) of each validation in a training's report.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    content = read_json(report)
+    try:
+        if by_cider:
+            return [(float(scores["CIDEr"]), int(k)) for k, scores in content["val_lang_stats_history"].items()]
+        return [(float(loss), int(k)) for k, loss in content["val_loss_history"].items() if loss is not None]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{report}: is no report of a training, or a damaged one") from error
 
 
 class Workers:
@@ -323,7 +377,10 @@ def alone_in(folder: Path) -> Iterator[int]:
         import fcntl
     except ImportError as error:
         raise InputError("a sweep needs Linux or macOS", remedy="on Windows: use WSL") from error
-    with (folder / "lock").open("w") as stream:
+    lock = folder / "lock"
+    if os.path.lexists(lock) and (not lock.is_file() or lock.stat().st_size):
+        raise InputError(f"{lock}: is there, and is no lock of a sweep", remedy="choose another --folder")
+    with lock.open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

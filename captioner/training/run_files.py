@@ -14,7 +14,8 @@ from typing import Any
 from captioner.data.batch import Batch
 from captioner.model.checkpoint import Checkpoint, TrainingHistory, save_checkpoint
 from captioner.output.training_page import write_training_page
-from captioner.runtime.files import atomic_write, cannot_write
+from captioner.runtime.files import atomic_write, cannot_write, read_small, require_replaceable
+from captioner.runtime.outputs import kind_of
 from captioner.training.resume import ResumeState, save_resume_state
 from captioner.training.tensorboard import EventLog
 
@@ -47,9 +48,16 @@ class RunFiles:
         """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
 
         Its files become …previous…, …previous2… and so on; those of one run have the same number.
+
+        Raises:
+            InputError: one of them is an input of this command, or no file.
         """
         ours = (self.best, self.last, self.resume, self.report, self.pace, self.losses)
         files = [path for path in ours if os.path.lexists(path)]
+        if os.path.lexists(self.page) and kind_of(self.page) != "page":
+            files.append(self.page)  # somebody else's
+        for path in files:
+            require_replaceable(path)
         for number in itertools.count(1):
             word = f"previous{number}" if number > 1 else "previous"
             aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
@@ -76,9 +84,10 @@ class RunFiles:
         """Those of the recipe's other stages, and of the folder's latest other runs, for the page to compare with."""
         recipe = re.sub(r"_stage\d+$", "", self.report.stem)
         reports = {
-            path: path.stat().st_mtime
+            path: os.stat(path).st_mtime
             for path in self.report.parent.glob("model_id*.json")
             if path != self.report and not path.stem.endswith("_pace") and ".previous" not in path.stem
+            if path.is_file()
         }
         stages = [path for path in reports if re.fullmatch(rf"{re.escape(recipe)}_stage\d+", path.stem)]
         others = sorted(reports.keys() - stages, key=reports.__getitem__, reverse=True)
@@ -117,7 +126,7 @@ class Pace:
         if earlier is None:
             return
         try:
-            content = json.loads(earlier.read_text(encoding="utf-8"))
+            content = json.loads(read_small(earlier).decode("utf-8"))
             for name, history in vars(self).items():
                 history.update({int(k): float(v) for k, v in content[name].items() if int(k) < iteration})
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

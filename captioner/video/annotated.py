@@ -1,8 +1,10 @@
 """A video with the caption written on its pictures."""
 
+import contextlib
 import logging
 import math
 import textwrap
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
@@ -20,6 +22,17 @@ FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 _TICKS = 90_000  # of the file's clock in a second: exact for all usual frame rates
 _SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "flac", "opus")  # that all FORMATS may hold
+
+
+@contextlib.contextmanager
+def _encoder_errors() -> Iterator[None]:
+    """What FFmpeg does not take, as times beyond all clocks; what the disk refuses is told as of any file."""
+    try:
+        yield
+    except (av.error.FFmpegError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise InputError(f"the annotated video cannot be made ({error})", remedy="leave out --output") from error
 
 
 def require_known_format(path: Path) -> None:
@@ -92,14 +105,23 @@ class AnnotatedVideo:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._video is not None:
-            self._container.mux(self._video.encode(None))
-        self._container.close()
+        with _encoder_errors() if kind is None else contextlib.nullcontext():
+            if kind is None and self._video is not None:
+                self._container.mux(self._video.encode(None))
+            self._container.close()
         if self._source:
             self._source.close()
 
     def add(self, frame: Frame, pixels: np.ndarray) -> None:
-        """Add a picture, uint8 RGB with even sides, at the time of `frame`."""
+        """Add a picture, uint8 RGB with even sides, at the time of `frame`.
+
+        Raises:
+            InputError: FFmpeg cannot encode it.
+        """
+        with _encoder_errors():
+            self._add(frame, pixels)
+
+    def _add(self, frame: Frame, pixels: np.ndarray) -> None:
         if self._video is None:
             self._start(pixels.shape[1], pixels.shape[0])
         assert self._video is not None
@@ -123,7 +145,8 @@ class AnnotatedVideo:
         packet.dts -= shift
         packet.pts = packet.dts if packet.pts is None else packet.pts - shift
         packet.stream = self._sound
-        self._container.mux(packet)
+        with _encoder_errors():
+            self._container.mux(packet)
 
     def _start(self, width: int, height: int) -> None:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

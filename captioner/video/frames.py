@@ -1,6 +1,9 @@
 """Frames of a video file or a camera, with their times."""
 
+import errno
 import logging
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,7 +124,11 @@ class VideoFile:
 
     def _open(self) -> "av.container.InputContainer":
         try:
-            return av.open(str(self.path), metadata_errors="ignore")
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # a pipe would keep us waiting, and is gone when read once
+                raise OSError(errno.EINVAL, "a folder, a pipe or a device")
+            # With a slash in front: FFmpeg takes what stands before a colon for a protocol.
+            name = os.path.abspath(self.path)
+            return av.open(name if _is_utf8(name) else self.path.open("rb"), "r", metadata_errors="ignore")
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 reason = "no such file"
@@ -147,6 +154,15 @@ class VideoFile:
             self.num_broken += 1
 
 
+def _is_utf8(name: str) -> bool:
+    """FFmpeg takes no other names."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def camera_frames(name: str, whole: bool) -> Iterator[Frame]:
     """The frames of a camera as it delivers them, with the times at which it took them.
 
@@ -169,7 +185,16 @@ def camera_frames(name: str, whole: bool) -> Iterator[Frame]:
     with container:
         stream = _video_stream(container, f"camera {name}")
         begin = None
-        for decoded in container.decode(stream):
+        pictures = container.decode(stream)
+        while True:
+            try:
+                decoded = next(pictures, None)
+            except (av.error.FFmpegError, OSError) as error:
+                raise InputError(
+                    f"camera {name} gives no more pictures ({getattr(error, 'strerror', None) or error})"
+                ) from error
+            if decoded is None:
+                return
             time = decoded.time or 0.0
             begin = time if begin is None else begin
             yield Frame(time - begin, float(1 / (stream.average_rate or 25)), decoded, whole)

@@ -14,12 +14,15 @@ from captioner.video.subtitles import clock
 class ScenePage:
     """Fills the page's folder scene by scene.
 
+    Args:
+        overwrite: whether files that are not ours may be replaced.
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or has files of others where ours go.
     """
 
-    def __init__(self, folder: str | Path, video: Path) -> None:
-        self._writer = VisWriter(folder)
+    def __init__(self, folder: str | Path, video: Path, overwrite: bool = False) -> None:
+        self._writer = VisWriter(folder, overwrite)
         self._video = video
         self._rows: list[dict[str, object]] = []
 
