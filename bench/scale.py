@@ -1,10 +1,11 @@
-"""Shards on a Ray cluster of this machine: faults, the data path alone, and what the engine costs.
+"""Shards on a Ray cluster of this machine (faults, the data path alone, what the engine costs), training in processes.
 
-`python -m bench scale` runs all three in small sizes. The sizes of docs/scale.md:
+`python -m bench scale` runs all four in small sizes. The sizes of docs/scale.md:
 
-    python -m bench.scale faults   --photos coco/ --pictures 20000 --shards 40 --actors 3 --folder /tmp/scale
-    python -m bench.scale data     --photos coco/ --pictures 1000000 --shards 200 --folder /tmp/scale
-    python -m bench.scale overhead --photos coco/ --pictures 5000 --shards 10 --model bundled --folder /tmp/scale
+    python -m bench.scale faults   --photos coco/ --side 64 --pictures 20000 --shards 40 --width 4
+    python -m bench.scale data     --photos coco/ --pictures 1000000 --shards 200
+    python -m bench.scale overhead --photos coco/ --pictures 5000 --shards 10 --model bundled
+    python -m bench.scale training --photos coco/ --pictures 64
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import re
 import secrets
 import signal
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -32,14 +34,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+import captioner
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.scale.items import Item, read_items
 from captioner.scale.ray_engine import run_on_ray
 from captioner.scale.shard_results import ShardResults
 
+Photo = bytes | Path
 WORDS = ["a", "picture", "red", "green", "blue", "grey", "all", "is", "it", "UNK"]
 _PER_TAR = 5000  # of the data path's archives: beyond it they are the same few under many names
 _HOLDER = (
@@ -52,13 +56,14 @@ def run() -> None:
     """All of it, small."""
     with tempfile.TemporaryDirectory() as folder:
         photos = synthetic_photos(40)
+        training(photos, Path(folder, "training"), pictures=24, iterations=2)
         faults(photos, Path(folder, "faults"), pictures=200, shards=8, actors=2, width=24)
         data(photos, Path(folder, "data"), pictures=2000, shards=10)
         overhead(photos, Path(folder, "overhead"), pictures=200, shards=4, model=None)
 
 
 def faults(
-    photos: Sequence[bytes], folder: Path, *, pictures: int, shards: int, actors: int, width: int, kills: int = 3
+    photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int, actors: int, width: int, kills: int = 3
 ) -> None:
     """Plain caption-eval; the same on a cluster whose workers are killed; the same with the driver killed.
 
@@ -103,7 +108,7 @@ def faults(
         compare(plain, rows_of(folder / "killed_driver"), pictures)
 
 
-def data(photos: Sequence[bytes], folder: Path, *, pictures: int, shards: int) -> None:
+def data(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int) -> None:
     """Reading, decoding, Ray and writing with nothing in the CNN's place; memory of driver and workers on the way."""
     per_shard = pictures // shards
     distinct = max(1, _PER_TAR // per_shard) if per_shard < _PER_TAR else 1
@@ -138,7 +143,7 @@ def data(photos: Sequence[bytes], folder: Path, *, pictures: int, shards: int) -
         print(f"| {10 * share} % of the time | {driver:.0f} | {worker:.0f} |")
 
 
-def overhead(photos: Sequence[bytes], folder: Path, *, pictures: int, shards: int, model: str | None) -> None:
+def overhead(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int, model: str | None) -> None:
     """`--engine ray` against plain caption-eval, each with its start-up, by turns."""
     make_shards(photos, folder / "shards", pictures, shards)
     chosen = [] if model == "bundled" else ["--model", model or str(narrow_model(folder / "narrow.pt", 24))]
@@ -153,7 +158,65 @@ def overhead(photos: Sequence[bytes], folder: Path, *, pictures: int, shards: in
     print(f"overhead: {100 * (min(seconds['ray']) / min(seconds['local']) - 1):.1f} %")
 
 
+def training(
+    photos: Sequence[Photo], folder: Path, *, pictures: int, iterations: int, ranks: Sequence[int] = (1, 2, 4)
+) -> None:
+    """Fine-tune VGG16 in so many processes of one thread each: iterations a second, and whether they learn the same."""
+    (folder / "photos").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(pictures):
+        (folder / "photos" / f"{number:05}.jpg").write_bytes(content_of(photos[number % len(photos)]))
+        captions = [" ".join(rng.choice(WORDS[:-1], 8)) for _ in range(5)]
+        (folder / "photos" / f"{number:05}.txt").write_text("\n".join(captions))
+    data = {"output_h5": folder / "data.h5", "output_json": folder / "data.json"}
+    captioner.prepare(folder / "photos", num_val=4, word_count_threshold=0, num_workers=0, **data)
+    argv = ["--input_h5", folder / "data.h5", "--input_json", folder / "data.json", "--cnn_model", "random"]
+    argv += [
+        "--cnn_layer",
+        "pool5",
+        "--finetune_cnn_after",
+        0,
+        "--drop_prob_lm",
+        0,
+        "--precision",
+        "fp32",
+        "--gpuid",
+        -1,
+    ]
+    argv += ["--max_iters", iterations, "--losses_log_every", 1, "--num_workers", 1, "--optim", "sgd"]
+    found = {}
+    for size in ranks:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", size]
+        command = [*launcher, "-m", "captioner.cli.train", *argv, "--checkpoint_path", folder / str(size)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([str(part) for part in command], env=environment, stderr=subprocess.DEVNULL, check=True)
+        speeds = json.loads((folder / str(size) / "model_id_pace.json").read_text())["iterations_per_second"]
+        seconds = [1 / speed for iteration, speed in speeds.items() if int(iteration) > 0]  # the first one warms up
+        found[size] = statistics.median(seconds), load_checkpoint(folder / str(size) / "model_id_last.pt").state_dict
+    print("| processes | s an iteration of 16 images | times as fast | weights differ by |\n|---|---|---|---|")
+    for size, (seconds_each, weights) in found.items():
+        one_each, one = found[ranks[0]]
+        difference = max(float((weights[name] - one[name]).abs().max()) for name in one)
+        print(f"| {size} | {seconds_each:.2f} | {one_each / seconds_each:.2f} | {difference:.1e} |", flush=True)
+
+
 # What they are made of
+
+
+def shrunk(paths: Sequence[Path], side: int) -> list[bytes]:
+    """JPEGs of photos whose longer side has so many pixels: real ones that take little time to decode."""
+    found = []
+    for path in paths:
+        with Image.open(path) as photo:
+            photo.thumbnail((side, side))
+            target = io.BytesIO()
+            photo.convert("RGB").save(target, "JPEG", quality=90)
+        found.append(target.getvalue())
+    return found
+
+
+def content_of(photo: Photo) -> bytes:
+    return photo if isinstance(photo, bytes) else photo.read_bytes()
 
 
 def synthetic_photos(count: int) -> list[bytes]:
@@ -167,15 +230,14 @@ def synthetic_photos(count: int) -> list[bytes]:
     return found
 
 
-def make_shards(photos: Sequence[bytes], folder: Path, pictures: int, shards: int) -> None:
+def make_shards(photos: Sequence[Photo], folder: Path, pictures: int, shards: int) -> None:
     """Tar archives with that many pictures in all, taken in turn; members have keys of their own."""
     folder.mkdir(parents=True)
     bounds = [pictures * number // shards for number in range(shards + 1)]
     for number, (first, end) in enumerate(itertools.pairwise(bounds)):
         with tarfile.open(folder / f"{number:05}.tar", "w") as archive:
             for key in range(first, end):
-                content = photos[key % len(photos)]
-                content = content if isinstance(content, bytes) else Path(content).read_bytes()
+                content = content_of(photos[key % len(photos)])
                 member = tarfile.TarInfo(f"{key:09}.jpg")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -321,16 +383,20 @@ def _private(process: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("what", choices=("faults", "data", "overhead"))
+    parser.add_argument("what", choices=("faults", "data", "overhead", "training"))
     parser.add_argument("--photos", help="folder of JPEGs; default: synthetic ones")
+    parser.add_argument("--side", type=int, help="shrink them to so many pixels first")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--width", type=int, default=24, help="channels of the narrow model")
+    parser.add_argument("--iterations", type=int, default=6, help="of training")
     parser.add_argument("--model", help="of overhead: a file, or bundled (default: a narrow one)")
     parser.add_argument("--folder", help="where shards and results go and stay (default: a temporary folder)")
     opt = parser.parse_args()
-    photos = sorted(Path(opt.photos).glob("*.jpg")) if opt.photos else synthetic_photos(40)
+    photos = sorted(Path(opt.photos).glob("*.jpg"))[: opt.pictures] if opt.photos else synthetic_photos(40)
+    if opt.photos and opt.side:
+        photos = shrunk(photos, opt.side)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(opt.folder or temporary, opt.what)
         sizes = {"pictures": opt.pictures, "shards": opt.shards}
@@ -338,6 +404,8 @@ def main() -> None:
             faults(photos, folder, **sizes, actors=opt.actors, width=opt.width)
         elif opt.what == "data":
             data(photos, folder, **sizes)
+        elif opt.what == "training":
+            training(photos, folder, pictures=opt.pictures, iterations=opt.iterations)
         else:
             overhead(photos, folder, **sizes, model=opt.model)
 

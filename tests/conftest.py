@@ -128,6 +128,30 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "data.h5", folder / "data.json"
 
 
+@pytest.fixture
+def two_files(tiny_dataset: tuple[Path, Path], tmp_path: Path) -> list:
+    """--input_h5 and --input_json of the tiny dataset in two parts; the second knows fewer words, in another order."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    described = json.loads(tiny_dataset[1].read_text())
+    with h5py.File(tiny_dataset[0]) as file:
+        images, labels = file["images"][:], file["labels"][:]
+        starts, ends = file["label_start_ix"][:], file["label_end_ix"][:]
+    for name, rows, words in (("a", range(19), TINY_WORDS), ("b", range(19, 28), sorted(TINY_WORDS[:9]))):
+        ids = np.array([0, *(words.index(word) + 1 if word in words else 0 for word in TINY_WORDS)], np.uint32)
+        chosen = slice(rows[0], rows[-1] + 1)
+        first, end = int(starts[rows[0]]), int(ends[rows[-1]])
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["images"], file["labels"] = images[chosen], ids[labels[first - 1 : end]]
+            file["label_start_ix"], file["label_end_ix"] = starts[chosen] - (first - 1), ends[chosen] - (first - 1)
+            file["label_length"] = (labels[first - 1 : end] > 0).sum(1).astype(np.uint32)
+        known = {str(number): word for number, word in enumerate(words, start=1)}
+        part = {"ix_to_word": known, "images": described["images"][chosen]}
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    h5s, jsons = ([folder / f"{name}.{kind}" for name in "ab"] for kind in ("h5", "json"))
+    return ["--input_h5", *h5s, "--input_json", *jsons]
+
+
 @pytest.fixture(scope="session")
 def tiny_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .pth of VGG16's convolutions with torchvision's names, 12 channels wide, random."""

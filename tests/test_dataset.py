@@ -8,6 +8,7 @@ import pytest
 
 from captioner.data.dataset import IMAGE_BYTES, IMAGE_OFFSET, Dataset
 from captioner.data.dataset_writer import encode_labels, finish_h5, write_dataset_json
+from captioner.data.pixel_digest import pixel_digest
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 
@@ -101,6 +102,58 @@ def test_json_that_does_not_match(tmp_path: Path, change: dict, message: str) ->
     json_path.write_text(json.dumps({**json.loads(json_path.read_text()), **change}))
     with pytest.raises(InputError, match=message):
         Dataset.open(h5_path, json_path)
+
+
+def test_several_files_are_one_dataset(tmp_path: Path) -> None:
+    first = write(tmp_path)
+    (tmp_path / "more").mkdir()
+    captions = [[["cat", "a"]], [["a", "bird"], ["UNK"]]]
+    other = Vocab(["cat", "a", "UNK", "bird"])
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 3, 256, 256), dtype=np.uint8)
+    more = tmp_path / "more" / "data.h5", tmp_path / "more" / "data.json"
+    more[0].write_bytes(bytes(IMAGE_OFFSET) + pixels.tobytes())
+    finish_h5(more[0], 2, *encode_labels(captions, other, 4), "f2")
+    write_dataset_json(more[1], other, [{"split": "train", "id": 5}, {"split": "val", "id": 6, "source": "web"}], "f2")
+    both = [first[0], more[0]], [first[1], more[1]]
+    dataset = Dataset.open(*both)
+    assert dataset.vocab.words == ("a", "dog", "UNK", "cat", "bird")
+    told = [dataset.vocab.decode(row.tolist()) for index in range(5) for row in dataset.captions_of(index)]
+    assert told == ["a dog", "a UNK a", "dog", "a a a a", "cat a", "a bird", "UNK"]
+    assert [len(dataset.captions_of(index)) for index in range(5)] == [2, 1, 1, 1, 2]
+    assert dataset.split_indices("train").tolist() == [0, 2, 3] and dataset.split_indices("val").tolist() == [1, 4]
+    named = f"{tmp_path.name}/data", "more/data"
+    assert [entry["source"] for entry in dataset.info] == [named[0]] * 3 + [named[1], "web"]
+    assert [entry.get("id") for entry in dataset.info] == [None, 5, None, "more/data/5", 6]
+    one = Dataset.open(*first)
+    again = pickle.loads(pickle.dumps(dataset))
+    for index in range(5):
+        expected = one.images[index] if index < 3 else pixels[index - 3]
+        assert np.array_equal(dataset.images[index], expected) and np.array_equal(again.images[index], expected)
+    assert (
+        len({pixel_digest(Dataset.open(*pair)) for pair in (first, more, both, ([*both[0]][::-1], [*both[1]][::-1]))})
+        == 4
+    )
+    with more[0].open("r+b") as file:
+        file.truncate(IMAGE_OFFSET)
+    with pytest.raises(InputError, match="more/data.h5: has become shorter"):
+        dataset.require_whole_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": "ptb"}, "prepared with --tokenizer ptb, .* with ascii; prepare them alike"),
+        ({"image_mode": "pad"}, "prepared with --image_mode pad, .* with squash"),
+    ],
+)
+def test_files_that_do_not_go_together(tmp_path: Path, change: dict, message: str) -> None:
+    h5_path, json_path = write(tmp_path)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads(json_path.read_text()), **change}))
+    with pytest.raises(InputError, match=message):
+        Dataset.open([h5_path, h5_path], [json_path, other])
+    with pytest.raises(InputError, match="2 h5 and 1 json files; expected two of each run"):
+        Dataset.open([h5_path, h5_path], json_path)
 
 
 def test_missing_and_wrong_files(tmp_path: Path) -> None:

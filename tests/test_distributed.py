@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,10 +28,17 @@ def data(tiny_dataset, tiny_cnn):
     return ["--input_h5", tiny_dataset[0], "--input_json", tiny_dataset[1], "--cnn_model", tiny_cnn, *RUN]
 
 
-def torchrun(data: list, folder: Path, *options: object) -> subprocess.Popen:
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *options]
-    argv += ["-m", "captioner.cli.train", *data, "--checkpoint_path", folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def torchrun(
+    data: list,
+    folder: Path,
+    *options: object,
+    size: int = 2,
+    program: tuple = ("-m", "captioner.cli.train"),
+    **more: str,
+) -> subprocess.Popen:
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", size, *options]
+    argv += [*program, *data, "--checkpoint_path", folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen([str(a) for a in argv], stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -112,3 +121,56 @@ def test_more_processes_than_images_of_a_batch_is_one_line(data, tmp_path):
     _, err = process.communicate(timeout=100)
     assert process.returncode not in (0, None)
     assert "caption-train: error: --batch_size 1: not an image for each process" in err
+
+
+# Says what features it computes, two images at a time, and which process dies while it does so.
+IN_THE_CACHE = """
+import os, signal, sys
+from captioner.cli.train import main
+from captioner.model.caption_model import CaptionModel
+from captioner.training import feature_cache
+feature_cache.BATCH_SIZE = 2
+whole, calls = CaptionModel.cnn_features, []
+def cnn_features(self, images, offsets=None):
+    if offsets is not None:
+        calls.append(len(images))
+        if os.environ["RANK"] == os.environ.get("KILLED") and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("computed by", os.environ["RANK"], file=sys.stderr, flush=True)
+    return whole(self, images, offsets)
+CaptionModel.cnn_features = cnn_features
+sys.exit(main())
+"""
+
+
+def test_a_process_killed_while_features_are_computed_costs_its_batch_and_more_processes_go_on(
+    data, tiny_dataset, two_files, command, tmp_path
+):
+    """From two h5 files; what comes out is what one process trains from one."""
+    (tmp_path / "cache.py").write_text(IN_THE_CACHE)
+    program = (tmp_path / "cache.py",)
+    cached = ["--cache_features", 1, "--finetune_cnn_after", -1, "--max_iters", 8]
+    first = torchrun([*data, *two_files, *cached], tmp_path / "run", program=program, KILLED="1")
+    _, log = first.communicate(timeout=100)
+    assert first.returncode not in (0, None)
+    errors = [line for line in log.splitlines() if "caption-train: error:" in line]
+    assert len(errors) == 1 and "another process of this run has ended" in errors[0], log
+    assert 'captioner/cli/train.py"' not in log, log
+    assert log.count("computed by 0") == 3 and log.count("computed by 1") == 2
+
+    second = torchrun([*data, *two_files, *cached], tmp_path / "run", size=3, program=program)
+    _, log = second.communicate(timeout=100)
+    assert second.returncode == 0, log
+    assert [log.count(f"computed by {rank}") for rank in range(3)] == [3, 3, 3]  # 14 batches in all
+    assert "on cpu × 3 processes" in log
+
+    alone = [*data, "--input_h5", shutil.copy(tiny_dataset[0], tmp_path), *cached]
+    done = command("train", *alone, "--checkpoint_path", tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    (features,) = two_files[1].parent.glob("features-*.npy")
+    (expected,) = tmp_path.glob("features-*.npy")
+    assert np.allclose(np.load(features), np.load(expected), rtol=1e-5, atol=1e-6)
+    assert not list(two_files[1].parent.glob(".features*"))
+    one, three = (load_checkpoint(tmp_path / name / "model_id_last.pt").state_dict for name in ("alone", "run"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, three[name], rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")

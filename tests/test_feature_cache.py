@@ -1,7 +1,9 @@
 """Cached features: number formats, mirrored photos, and what the last block sees, from which it is fine-tuned."""
 
+import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from captioner.data.dataset import Dataset
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import load_checkpoint
 from captioner.model.config import ModelConfig
+from captioner.runtime.processes import Processes
+from captioner.training import feature_cache
 from captioner.training.feature_cache import CacheForm, cached_features
 
 CPU = torch.device("cpu")
@@ -33,7 +37,17 @@ def cache(tiny_dataset, tiny_cnn, tmp_path):
     dataset, model = Dataset.open(*tiny_dataset), make_model(tiny_cnn)
 
     def make(form: CacheForm):
-        return cached_features(model, dataset, tmp_path, form, device=CPU, dtype=torch.float32, num_workers=0)
+        return cached_features(
+            model,
+            dataset,
+            tmp_path,
+            form,
+            device=CPU,
+            dtype=torch.float32,
+            num_workers=0,
+            processes=Processes(),
+            stop_signal=lambda: 0,
+        )
 
     return make
 
@@ -174,8 +188,34 @@ def test_a_killed_computation_goes_on_after_its_last_whole_batch(cache, tmp_path
     cache(form)
     expected = bytearray(written)
     expected[start + 3 * size : start + 4 * size] = bytes([7]) * size  # was not computed again
-    assert path.read_bytes() == bytes(expected) and not partial.exists()
+    assert path.read_bytes() == bytes(expected) and list(tmp_path.iterdir()) == [path]
     path.unlink()
     partial.write_bytes(b"something else")
     cache(form)
     assert path.read_bytes() == written
+
+
+def test_a_run_that_is_asked_to_stop_while_features_are_computed_stops_soon_and_goes_on(data, command, tmp_path):
+    whole, calls = CaptionModel.cnn_features, []
+
+    def cnn_features(self, images, offsets=None):
+        calls.append(len(images))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, images, offsets)
+
+    argv = [*data, "--cnn_layer", "pool5", "--cache_features", 1, "--max_iters", 2, "--checkpoint_path", tmp_path]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feature_cache, "BATCH_SIZE", 2)
+        patched.setattr(CaptionModel, "cnn_features", cnn_features)
+        stopped = command("train", *argv)
+        assert stopped.returncode == 128 + signal.SIGTERM and calls == [2, 2, 2]
+        assert "stopped before the first iteration; repeat the command to go on" in stopped.stderr
+        done = command("train", *argv)
+        assert done.returncode == 0, done.stderr
+    assert calls[:14] == [2] * 14  # 28 images, each of them once
+    (path,) = tmp_path.glob("features-*.npy")
+    features = np.load(path)
+    path.unlink()
+    assert command("train", *argv).returncode == 0
+    assert np.allclose(features, np.load(path), rtol=1e-5, atol=1e-6)

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from captioner.data.batch import Batch, FeatureInputs, PixelInputs
+from captioner.data.dataset import Dataset
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.captioner import Captioner
@@ -20,6 +22,7 @@ from captioner.model.checkpoint import load_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.runtime.memory import is_out_of_memory
 from captioner.search import SearchOptions
+from captioner.training.feature_cache import CacheForm, Views
 
 CAPTIONS = 2  # per image
 RUN = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 7]
@@ -214,6 +217,28 @@ def test_judging_goes_on_in_smaller_pieces(captioner, monkeypatch):
     pieces = [judged for _, judged in likelihoods(captioner, feature_batches(3, 2), texts)]
     for one, other in zip(sum(whole, []), sum(pieces, []), strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def test_features_to_keep_are_computed_in_smaller_pieces(tiny_dataset, monkeypatch):
+    torch.manual_seed(0)
+    model = CaptionModel(
+        ModelConfig(3, 6, encoding_size=8, rnn_size=8, cnn_layer="pool5", conv_widths=(3,) * 13)
+    ).eval()
+    views = Views(model, Dataset.open(*tiny_dataset), CacheForm(1), torch.device("cpu"), 0)
+    views.batch_size = 5
+    whole = list(views.of(np.arange(7)))
+    tried, compute = [], CaptionModel.cnn_features
+
+    def cnn_features(self: CaptionModel, images: Tensor, offsets: Tensor) -> Tensor:
+        tried.append(len(images))
+        if len(images) > 2:
+            raise CUDNN
+        return compute(self, images, offsets)
+
+    monkeypatch.setattr(CaptionModel, "cnn_features", cnn_features)
+    for one, other in zip(whole, views.of(np.arange(7)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert tried == [5, 3, 2, 2, 1, 1, 1]
 
 
 def test_too_little_for_one_image_to_caption_is_an_input_error(captioner, monkeypatch):

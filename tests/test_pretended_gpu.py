@@ -1,5 +1,6 @@
 """What runs on a GPU, without one: devices are not mixed, and the host neither waits nor copies but where it must."""
 
+import numpy as np
 import pytest
 import torch
 from pretend_gpu import GPU, pretend_gpu
@@ -7,6 +8,7 @@ from trainers import make_trainer
 
 from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.batches import pinned_ahead
+from captioner.data.dataset import Dataset
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import evaluate_batch
@@ -14,6 +16,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint_content import TrainingHistory
 from captioner.model.config import ModelConfig
 from captioner.search import SearchOptions
+from captioner.training.feature_cache import CacheForm, Views
 from captioner.training.health_checks import LossMonitor, LossTrend
 from captioner.training.loop import update
 
@@ -82,6 +85,19 @@ def test_the_loss_of_an_iteration_is_fetched_once_and_read_an_iteration_later(mo
         assert monitor.history.loss_history == {0: 2.5, 1: 2.5, 2: 2.5}
         assert gpu.lines("download", "wait") == {"runtime/transfers.py: __init__"}
         assert gpu.count("download", "wait") == 3
+
+
+def test_features_to_keep_are_fetched_once_a_batch_whatever_their_crops(tiny_dataset, monkeypatch):
+    dataset, form = Dataset.open(*tiny_dataset), CacheForm(2, mirrored=True)
+    indices = np.arange(3, 9)
+    (wanted,) = Views(make_model("attention").eval(), dataset, form, torch.device("cpu"), 0).of(indices)
+    with pretend_gpu(monkeypatch) as gpu:
+        views = Views(make_model("attention").eval().to(GPU), dataset, form, GPU, 0)
+        gpu.book.clear()
+        (found,) = views.of(indices)
+        assert not gpu.lines("upload, pageable"), gpu.book
+        assert gpu.count("upload") == 1 and gpu.count("download", "wait") == 1, gpu.book
+    assert found.shape == (6, 4, 49, 4) and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])

@@ -4,6 +4,10 @@ import functools
 import http.server
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -154,6 +158,34 @@ def test_what_is_broken_is_listed_and_costs_nothing_else(shards, plain, tiny_mod
     done = command(*argv)
     assert done.returncode == 1 and "2 of 5 shards are left" in done.stderr
     assert len(rows_of(out / "garbage.jsonl")) == 1
+
+
+def test_processes_share_the_shards_and_a_broken_one_ends_none_of_them(shards, plain, tiny_model, tmp_path):
+    """The process that meets it has nothing else to do; it must not end before the other is done."""
+    (tmp_path / "in").mkdir()
+    for path in (shards / "00000.tar", shards / "00002.parquet"):
+        shutil.copy(path, tmp_path / "in")
+    (tmp_path / "in" / "00001.tar").write_bytes(b"garbage" * 1000)
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from captioner.cli.eval import main\n"
+        "from captioner.scale.captions import CaptionItems\n"
+        "call = CaptionItems.__call__\n"
+        "CaptionItems.__call__ = lambda self, items: (time.sleep(3), call(self, items))[1]\n"
+        "raise SystemExit(main())\n"
+    )
+    argv = [tmp_path / "in", "--model", tiny_model, *CPU, "--output_dir", tmp_path / "out"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, tmp_path / "slow.py"]
+    done = subprocess.run(
+        [sys.executable, *map(str, [*torchrun, *argv])], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "caption-eval: error:" in line]
+    assert len(errors) == 1 and "1 of 3 shards could not be read" in errors[0], done.stderr
+    found = [row for name in ("00000", "00002") for row in rows_of(tmp_path / "out" / f"{name}.jsonl")]
+    assert [row["caption"] for row in found] == [row["caption"] for row in [*plain[:4], *plain[8:]]]
+    assert not (tmp_path / "out" / "00001.jsonl").exists()
 
 
 @pytest.mark.parametrize("cut", ["header", "boundary", "middle"])

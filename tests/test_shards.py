@@ -113,3 +113,38 @@ def test_what_is_broken_costs_nothing_else(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "damaged.tar").write_bytes(bytes(257) + b"ustar" + b"x" * 1000)
     with pytest.raises(InputError, match="damaged.tar: cannot be read"):
         read_records(tmp_path / "damaged.tar")
+
+
+def test_shards_that_are_damaged_are_listed_and_cost_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}.tar", 3 * number, 3)
+    whole = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: whole.index(b"00004.txt") + 520])
+    (tmp_path / "garbage.tar").write_bytes(b"garbage" * 1000)
+    (tmp_path / "garbage.parquet").write_bytes(b"PAR1" + bytes(100))
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    damaged = ["garbage.parquet", "garbage.tar", "empty.tar"]
+    inputs = [str(tmp_path / name) for name in ("0.tar", "1.tar", *damaged, "2.tar")]
+    argv = ["--input_json", *inputs, "--num_val", "0", "--word_count_threshold", "0", "--num_workers", "0"]
+    argv += ["--output_h5", f"{tmp_path}/data.h5", "--output_json", f"{tmp_path}/data.json"]
+    assert prepro.main([*argv, "--on_error", "fail"]) == 1
+    assert "garbage.parquet: cannot be read (damaged Parquet file" in capsys.readouterr().err.splitlines()[-1]
+    assert prepro.main(argv) == 0
+    told = capsys.readouterr()
+    described = json.loads((tmp_path / "data.json").read_text())
+    names = [entry["file_path"] for entry in described["images"]]
+    assert names == [f"{n // 3}.tar/{n:05}.jpg" for n in (0, 1, 2, 3, 6, 7, 8)]
+    reasons = {Path(entry["file_path"]).name: entry["reason"] for entry in described["skipped"]}
+    assert list(reasons) == [*damaged, "1.tar", "00004.jpg"] and "skipped     5 " in told.out
+    assert reasons["garbage.parquet"].startswith("cannot be read (damaged Parquet file")
+    assert reasons["garbage.tar"] == "is no .tar file, or a damaged one"
+    assert reasons["empty.tar"] == "describes no pictures"
+    assert reasons["1.tar"].startswith("damaged or cut off after byte ")
+    assert all(f"skipped {tmp_path}/{name}: " in told.err for name in damaged)
+    assert prepro.main([*argv, "--check"]) == 0
+    assert "4 shards are damaged" in capsys.readouterr().out
+    assert prepro.main(["--input_json", *inputs[2:5], "--num_val", "0"]) == 1
+    assert "none of 3 shards can be read" in capsys.readouterr().err.splitlines()[-1]

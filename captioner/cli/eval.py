@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from captioner.cli.eval_shards import add_shard_options, caption_shards
 from captioner.cli.options import (
+    OneOrSeveral,
     Parser,
     Range,
     add_precision,
@@ -72,8 +73,9 @@ def build_parser() -> Parser:
     )
     source.add_argument("--coco_json", default="", help="COCO image list: take its files and ids from --image_folder")
     source.add_argument("--image_root", default="", help="folder to which a dataset's file paths are relative")
-    source.add_argument("--input_h5", default="", help="dataset; default: the one the model was trained on")
-    source.add_argument("--input_json", default="", help="dataset; default: the one the model was trained on")
+    for name in ("--input_h5", "--input_json"):
+        text = "dataset, of one file or several; default: the one the model was trained on"
+        source.add_argument(name, nargs="+", action=OneOrSeveral, default="", metavar="FILE", help=text)
     source.add_argument("--split", default="test", help="which split of the dataset: train, val or test")
     add_search_options(p)
     out = p.add_argument_group("results")
@@ -301,7 +303,9 @@ def title_of(opt: argparse.Namespace) -> str:
         return Path(opt.image_folder).resolve().name
     if opt.pictures:
         return Path(opt.pictures[0]).resolve().name if len(opt.pictures) == 1 else "Photos"
-    return f"{opt.split} split" + (f" of {Path(opt.input_json).stem}" if opt.input_json else "")
+    described = [opt.input_json] if isinstance(opt.input_json, str) else opt.input_json
+    names = ", ".join(Path(path).stem for path in described if path)
+    return f"{opt.split} split" + (f" of {names}" if names else "")
 
 
 def dumps_page(opt: argparse.Namespace) -> bool:
@@ -341,7 +345,9 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
             remedy="name photos or a folder (or give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE)",
         )
     dataset = Dataset.open(h5, described)
-    require_same_vocabulary([(opt.model[0], model.vocab), (described, dataset.vocab)])
+    if set(dataset.vocab.words) <= set(model.vocab.words) and dataset.vocab.tokenizer == model.vocab.tokenizer:
+        dataset = dataset.with_words_of(model.vocab)  # one of several that the model was trained on
+    require_same_vocabulary([(opt.model[0], model.vocab), (dataset.json_name, dataset.vocab)])
     limit = NUM_IMAGES_OF_A_SPLIT if opt.num_images is None else opt.num_images
     return open_split(dataset, opt.split, opt.image_root, limit)
 

@@ -3,11 +3,17 @@
 import argparse
 import functools
 import logging
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captioner.cli.options import Parser, small_size
 from captioner.cli.search_options import search_keywords
 from captioner.errors import InputError
+
+if TYPE_CHECKING:  # torch is imported late, so that --help and argument errors are instant
+    from captioner.scale.items import Item
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +76,7 @@ def caption_shards(opt: argparse.Namespace) -> None:
     )
     from captioner.scale.items import read_items
     from captioner.scale.ray_engine import run_on_ray
-    from captioner.scale.shard_results import ShardResults
+    from captioner.scale.shard_results import ShardResults, Tally
 
     keep_freed_memory()
     shards = find_shards(opt.pictures)
@@ -83,11 +89,12 @@ def caption_shards(opt: argparse.Namespace) -> None:
     with process_group(device) as processes:
         results = ShardResults(shards, opt.output_dir, opt.output_format, run | captioned_with, opt.overwrite)
         processes.wait()  # all have seen the same shards left before one of them does some
-        left = [results.left[place] for place in processes.share(len(results.left))]
         log.info("%d of %d shards are left to caption", len(results.left), len(shards))
-        if not left:
+        if not results.left:
             return
+        left = [results.left[place] for place in processes.share(len(results.left))]
         calibration = first_pictures(shards, CALIBRATION_PHOTOS) if opt.precision == "int8" else []
+        items: Iterable[Item] = ()
         if opt.engine == "ray":
             contents = [Path(path).read_bytes() for path in opt.model]
             items = run_on_ray(
@@ -100,12 +107,15 @@ def caption_shards(opt: argparse.Namespace) -> None:
                 actors=opt.actors,
                 gpus=opt.gpuid >= 0,
             )
-        else:
+        elif left:
             model = captioner.load_model(opt.model or None, device, opt.precision, calibration)
             worker = CaptionItems(model, **captioned_with)
             read = functools.partial(read, num_workers=opt.num_workers)
             items = run_here(shards, left, read, worker, batch_size or model.fast_batch_size())
-        results.gather(items)
+        # A process that ended with an error would take the others with it: all have done their part first.
+        tallies = processes.gather(results.gather(items), patient=True)
+        if processes.is_main:
+            results.finish(Tally.sum_of(tallies))
 
 
 def check_options(opt: argparse.Namespace) -> None:
@@ -121,6 +131,8 @@ def check_options(opt: argparse.Namespace) -> None:
     for name, default in NOT_FOR_SHARDS.items():
         if getattr(opt, name) != default:
             raise InputError(f"--{name} and --output_dir exclude each other", remedy="see docs/scale.md")
+    if opt.engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--engine ray starts its own workers", remedy="start it without torchrun")
     if opt.batch_size == 0:
         raise InputError("--batch_size 0 is for data sets", expected="at least 1, with --output_dir")
     if opt.engine != "ray" and (opt.address or opt.actors):

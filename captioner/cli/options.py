@@ -235,6 +235,13 @@ class Parser(argparse.ArgumentParser):
         return normalised
 
 
+class OneOrSeveral(argparse.Action):
+    """One value is itself, as where an option takes no more; several are a list."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, name: object = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=110)

@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="what becomes of pictures that are no squares: squash changes their aspect as the original does, crop"
         " keeps the middle, pad adds a border; models trained on them do the same to the pictures they caption",
     )
-    p.add_argument("--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture")
+    p.add_argument(
+        "--on_error", default="skip", choices=("skip", "fail"), help="what to do at an unreadable picture or shard"
+    )
     p.add_argument("--num_workers", type=workers, help="processes that read pictures (default: one per CPU)")
     p.add_argument("--resume", default=True, type=flag, help="continue an interrupted run")
     p.add_argument("--seed", default=123, type=seed_number, help="of the random splits")
@@ -125,7 +127,7 @@ def _prepare(opt: argparse.Namespace) -> None:
     if hint := unk_hint(prepared.statistics, opt.word_count_threshold):
         print(hint)
     if prepared.skipped:
-        print(f'skipped     {len(prepared.skipped):,} pictures; see "skipped" in {opt.output_json}')
+        print(f'skipped     {len(prepared.skipped):,} pictures or parts of shards; see "skipped" in {opt.output_json}')
     print(f"wrote       {opt.output_h5} and {opt.output_json}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from captioner.cli.options import (
+    OneOrSeveral,
     Parser,
     Range,
     all_or_some,
@@ -49,8 +50,20 @@ def build_parser() -> Parser:
         "default all",
     )
     data = p.add_argument_group("data")
-    data.add_argument("--input_h5", help="dataset: images and labels")
-    data.add_argument("--input_json", help="dataset: vocabulary, splits, ids")
+    data.add_argument(
+        "--input_h5",
+        nargs="+",
+        action=OneOrSeveral,
+        metavar="FILE",
+        help="dataset: images and labels; several become one dataset, with the words of all",
+    )
+    data.add_argument(
+        "--input_json",
+        nargs="+",
+        action=OneOrSeveral,
+        metavar="FILE",
+        help="dataset: vocabulary, splits, ids; one for each --input_h5",
+    )
     data.add_argument("--cnn_proto", help="accepted; the layers of VGG16 are known")
     data.add_argument(
         "--cnn_model",

@@ -10,9 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from captioner.data.listing import SHARD_SUFFIXES
 from captioner.data.records import Record, find_images_root, stream_records
+from captioner.data.tar_files import cut_off_at, is_tar
 from captioner.data.tokenizers import tokenise
 from captioner.errors import InputError
+from captioner.runtime.files import shortest_names
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class Findings:
     duplicate_ids: list[str] = field(default_factory=list)  # kept without their id
     empty_captions: list[str] = field(default_factory=list)  # once per caption left out
     without_captions: list[str] = field(default_factory=list)  # left out
+    damaged_shards: list[dict[str, str]] = field(default_factory=list)  # "file_path", "reason"; what they have is taken
 
     def lines(self) -> list[str]:
         """One line for each kind of finding that occurred, with its count and the first name."""
@@ -61,6 +65,7 @@ class Findings:
 class _Input:
     """One description of pictures and captions."""
 
+    path: str
     name: str
     root: Path  # that its file paths start from
     records: Iterator[Record]
@@ -72,7 +77,8 @@ def read_captioned(
     """Read descriptions of pictures and captions as one: join entries of one file, drop captions without words and
     pictures without captions.
 
-    Of several inputs the pictures are named from the folder that all their roots share, and know their input's name.
+    Of several inputs the pictures are named from the folder that all their roots share, and know their input's name. A
+    shard of which nothing can be read costs nothing else, unless it is the only input.
 
     Args:
         inputs: files or folders, see `records`.
@@ -84,15 +90,15 @@ def read_captioned(
     Raises:
         InputError: an input is at fault, or one file is in two splits.
     """
-    opened = _open(inputs, images_roots)
-    common = opened[0].root if len(opened) == 1 else _common_folder([one.root for one in opened])
     findings = Findings()
+    opened = _open(inputs, images_roots, findings)
+    common = opened[0].root if len(inputs) == 1 else _common_folder([one.root for one in opened])
     pictures: dict[str, CaptionedPicture] = {}
     shared: dict[str, str] = {}  # captions repeat few words: each is kept once
     for one in opened:
         for record in one.records:
             path = one.root / record.file_path
-            name = record.file_path if len(opened) == 1 else _name(path, common)
+            name = record.file_path if len(inputs) == 1 else _name(path, common)
             picture = pictures.get(name)
             if picture is None:
                 picture = pictures[name] = CaptionedPicture(str(path), name, record.id, record.split, one.name)
@@ -105,13 +111,15 @@ def read_captioned(
                     picture.words.append(words)
                 else:
                     findings.empty_captions.append(name)
+        if is_tar(one.path) and (end := cut_off_at(one.path)) is not None:
+            findings.damaged_shards.append({"file_path": one.path, "reason": f"damaged or cut off after byte {end:,}"})
     findings.without_captions = [picture.file_path for picture in pictures.values() if not picture.captions]
     kept = [picture for picture in pictures.values() if picture.captions]
     _drop_repeated_ids(kept, findings)
     return kept, findings
 
 
-def _open(inputs: Sequence[str], images_roots: Sequence[str]) -> list[_Input]:
+def _open(inputs: Sequence[str], images_roots: Sequence[str], findings: Findings) -> list[_Input]:
     """The inputs with their roots. They are named by their files; by more of the path where that is ambiguous."""
     if len(images_roots) not in (0, 1, len(inputs)):
         raise InputError(
@@ -121,24 +129,24 @@ def _open(inputs: Sequence[str], images_roots: Sequence[str]) -> list[_Input]:
     if len({os.path.realpath(path) for path in inputs}) < len(inputs):
         raise InputError(f"--input_json {' '.join(inputs)}: names one of them twice")
     opened = []
-    for path, root, name in zip(inputs, roots, _shortest_names(inputs), strict=True):
+    for path, root, name in zip(inputs, roots, shortest_names(inputs), strict=True):
         records = stream_records(path, root)
-        first = list(itertools.islice(records, _PROBES))
+        try:
+            first = list(itertools.islice(records, _PROBES))
+        except InputError as error:
+            if len(inputs) == 1 or not (path.lower().endswith(SHARD_SUFFIXES) and os.path.exists(path)):
+                raise
+            log.warning("skipped %s", error)
+            findings.damaged_shards.append({"file_path": path, "reason": str(error).removeprefix(f"{path}: ")})
+            continue
         found = find_images_root(path, [record.file_path for record in first], root)
         if not root and found != Path():
             log.info("taking pictures from %s", found)
-        opened.append(_Input(name, found, itertools.chain(first, records)))
+        opened.append(_Input(path, name, found, itertools.chain(first, records)))
+    if not opened:
+        first_one = findings.damaged_shards[0]
+        raise InputError(f"none of {len(inputs)} shards can be read: {first_one['file_path']}: {first_one['reason']}")
     return opened
-
-
-def _shortest_names(inputs: Sequence[str]) -> list[str]:
-    """What tells files apart: their names without ending, with as many of the folders above as that takes."""
-    parts = [Path(os.path.abspath(path)).with_suffix("").parts for path in inputs]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(of_file[-count:]) for of_file in parts]
-        if len(set(names)) == len(names):
-            return names
-    return list(inputs)  # of one name, with different endings
 
 
 def _common_folder(roots: Sequence[Path]) -> Path | None:

@@ -109,6 +109,7 @@ def report_text(report: dict[str, Any], max_length: int) -> str:
             if len(names) > _SHOWN:
                 lines.append(f"  .. and {len(names) - _SHOWN:,} more (see --output)")
 
+    section("shards are damaged", [f"{entry['file_path']}: {entry['reason']}" for entry in report["damaged_shards"]])
     section("pictures cannot be read", [f"{entry['file_path']}: {entry['reason']}" for entry in report["unreadable"]])
     section("files are not what their names say", [f"{e['file_path']}: is {e['content']}" for e in report["misnamed"]])
     for across, title in ((True, "pictures are in two splits"), (False, "pictures are there twice in one split")):

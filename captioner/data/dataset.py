@@ -9,12 +9,15 @@ json  ix_to_word {"1": word, ..}, images [{split, file_path?, id?}, ..] in h5 or
 The layout is that of neuraltalk2's prepro.py, so files go both ways.
 """
 
+import bisect
 import contextlib
+import copy
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -23,7 +26,9 @@ from captioner.data.crops import IMAGE_SIZE
 from captioner.data.image_mode import IMAGE_MODES, ImageMode
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.runtime.files import protect, read_json
+from captioner.runtime.files import protect, read_json, shortest_names
+
+Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
@@ -34,44 +39,110 @@ _FIELDS = {"file_path": (str, NoneType), "id": (int, str, NoneType), "captions":
 _REMEDY = "prepare the dataset with caption-prepro"
 
 
-class Dataset:
-    """A prepared dataset, checked on opening; pictures stay on disk until they are asked for.
+class StoredPictures:
+    """The pictures of one h5 file, on disk until they are asked for.
 
     It can be pickled: a worker process opens the file for itself.
+
+    Args:
+        count: how many they are.
+        offset: where their pixels begin in the file; None: they are stored in chunks, which cannot be mapped.
     """
+
+    def __init__(self, path: Path, count: int, offset: int | None) -> None:
+        self.path, self.count = path, count
+        self._offset = offset
+        self._rows: Any = None
+
+    @property
+    def rows(self) -> Any:
+        """uint8 (count, 3, 256, 256): memory-mapped, or an h5py dataset where the file stores it in chunks."""
+        if self._rows is None:
+            if self._offset is not None:
+                self._rows = np.memmap(self.path, np.uint8, "r", self._offset, (self.count, *IMAGE_SHAPE))
+            else:
+                self._rows = _open_h5(self.path)["images"]
+        return self._rows
+
+    def require_whole(self) -> None:
+        """Call before reading mapped pictures: where the file ends too early the system kills the process (SIGBUS).
+
+        Raises:
+            InputError: the file has become shorter since it was opened.
+        """
+        if self._offset is None:
+            return
+        try:
+            size = os.stat(self.path).st_size
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more ({error.strerror or error})") from error
+        if size < self._offset + self.count * IMAGE_BYTES:
+            raise InputError(
+                f"{self.path}: has become shorter while it was in use", remedy="restore it, or prepare it anew"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
+
+
+class _RowsOfSeveral:
+    """Pictures of several files, one file's after the other's."""
+
+    def __init__(self, files: Sequence[StoredPictures]) -> None:
+        self._files = files
+        self._starts = [0, *itertools.accumulate(file.count for file in files)]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        file = bisect.bisect_right(self._starts, row) - 1
+        return np.asarray(self._files[file].rows[row - self._starts[file]])
+
+
+class Dataset:
+    """A prepared dataset, checked on opening; of several pairs of files, if they were opened as one."""
 
     def __init__(
         self,
-        h5_path: Path,
-        json_path: Path,
+        files: Sequence[StoredPictures],
+        json_paths: Sequence[Path],
         *,
         vocab: Vocab,
         info: list[dict[str, Any]],
         labels: np.ndarray,
         label_start_ix: np.ndarray,
         label_end_ix: np.ndarray,
-        image_offset: int | None,
         image_mode: ImageMode = "squash",
     ) -> None:
-        self.h5_path = h5_path
-        self.json_path = json_path
+        self.files = files
+        self.json_paths = json_paths
         self.vocab = vocab
         self.info = info
         self.labels = labels
         self.label_start_ix = label_start_ix
         self.label_end_ix = label_end_ix
         self.image_mode: ImageMode = image_mode  # what became of pictures that were no squares
-        self._image_offset = image_offset  # None: stored in chunks, which cannot be mapped
-        self._images: Any = None
+        self._rows = None if len(files) == 1 else _RowsOfSeveral(files)
 
     @classmethod
-    def open(cls, input_h5: str | Path, input_json: str | Path) -> "Dataset":
-        """Open both files and check them against each other.
+    def open(cls, input_h5: Paths, input_json: Paths) -> "Dataset":
+        """Open both files and check them against each other; or as many of both, which become one dataset.
+
+        Then it has the words of all: the first one's under their ids, after them what only the others have. Its images
+        know their file (`source`), and where an image before has the same id, the file's name is part of theirs.
 
         Raises:
-            InputError: a file is missing, is no such file, or the two do not belong together.
+            InputError: a file is missing, is no such file, or they do not belong together.
         """
-        h5_path, json_path = Path(input_h5), Path(input_json)
+        h5_paths, json_paths = _as_list(input_h5), _as_list(input_json)
+        if len(h5_paths) != len(json_paths):
+            raise InputError(
+                f"{len(h5_paths)} h5 and {len(json_paths)} json files",
+                expected="two of each run of caption-prepro, in the same order",
+            )
+        parts = [cls._open_pair(*pair) for pair in zip(h5_paths, json_paths, strict=True)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    @classmethod
+    def _open_pair(cls, h5_path: Path, json_path: Path) -> "Dataset":
         protect(h5_path)
         protect(json_path)
         vocab, info, fingerprint, image_mode = _read_json(json_path)
@@ -101,44 +172,45 @@ class Dataset:
                 remedy="run caption-prepro again, or name the two files of one run",
             )
         return cls(
-            h5_path,
-            json_path,
+            [StoredPictures(h5_path, num_images, image_offset)],
+            [json_path],
             vocab=vocab,
             info=info,
             labels=labels.astype(np.uint32, copy=False),
             label_start_ix=start_ix,
             label_end_ix=end_ix,
-            image_offset=image_offset,
             image_mode=image_mode,
         )
 
+    def with_words_of(self, vocab: Vocab) -> "Dataset":
+        """The same dataset, with the ids of a vocabulary that has all of its words."""
+        new_ids = np.array([0, *vocab.encode(self.vocab.words, self.vocab.size)], np.uint32)
+        changed = copy.copy(self)
+        changed.vocab, changed.labels = vocab, new_ids[self.labels]
+        return changed
+
+    @property
+    def h5_name(self) -> str:
+        """For messages; so is `json_name`."""
+        return ", ".join(str(file.path) for file in self.files)
+
+    @property
+    def json_name(self) -> str:
+        return ", ".join(map(str, self.json_paths))
+
     @property
     def images(self) -> Any:
-        """uint8 (N, 3, 256, 256): memory-mapped, or an h5py dataset where the file stores it in chunks."""
-        if self._images is None:
-            if self._image_offset is not None:
-                shape = (len(self.info), *IMAGE_SHAPE)
-                self._images = np.memmap(self.h5_path, np.uint8, "r", self._image_offset, shape)
-            else:
-                self._images = _open_h5(self.h5_path)["images"]
-        return self._images
+        """uint8 (N, 3, 256, 256), of which a row is asked for; of one file also several at a time."""
+        return self._rows or self.files[0].rows
 
     def require_whole_file(self) -> None:
-        """Call before reading mapped pictures: where the file ends too early the system kills the process (SIGBUS).
+        """Call before reading mapped pictures: see `StoredPictures.require_whole`.
 
         Raises:
-            InputError: the file has become shorter since it was opened.
+            InputError: a file has become shorter since it was opened.
         """
-        if self._image_offset is None:
-            return
-        try:
-            size = os.stat(self.h5_path).st_size
-        except OSError as error:
-            raise InputError(f"{self.h5_path}: cannot be read any more ({error.strerror or error})") from error
-        if size < self._image_offset + len(self.info) * IMAGE_BYTES:
-            raise InputError(
-                f"{self.h5_path}: has become shorter while it was in use", remedy="restore it, or prepare it anew"
-            )
+        for file in self.files:
+            file.require_whole()
 
     @property
     def max_length(self) -> int:
@@ -164,7 +236,7 @@ class Dataset:
         indices = indices[self.label_end_ix[indices] >= self.label_start_ix[indices]]
         if not len(indices):
             raise InputError(
-                f"{self.json_path}: no image of split {split!r} has captions", remedy="prepare the data anew"
+                f"{self.json_name}: no image of split {split!r} has captions", remedy="prepare the data anew"
             )
         return indices
 
@@ -180,8 +252,57 @@ class Dataset:
             return [str(caption) for caption in written]
         return [self.vocab.decode(row.tolist()) for row in self.captions_of(index)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None}
+
+def _as_list(paths: Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+def _joined(parts: Sequence[Dataset]) -> Dataset:
+    """One dataset of several.
+
+    Raises:
+        InputError: they were prepared in ways that do not go together.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        for option, one, other in (
+            ("max_length", first.max_length, part.max_length),
+            ("image_mode", first.image_mode, part.image_mode),
+            ("tokenizer", first.vocab.tokenizer, part.vocab.tokenizer),
+        ):
+            if one != other:
+                raise InputError(
+                    f"{part.json_name} was prepared with --{option} {other}, {first.json_name} with {one}",
+                    remedy="prepare them alike",
+                )
+    words = dict.fromkeys(word for part in parts for word in part.vocab.words)
+    vocab = Vocab(list(words), first.vocab.tokenizer)
+    rows_before = [0, *itertools.accumulate(len(part.labels) for part in parts)]
+    places = list(zip(parts, rows_before, strict=False))
+    return Dataset(
+        [file for part in parts for file in part.files],
+        [path for part in parts for path in part.json_paths],
+        vocab=vocab,
+        info=_info_of_several(parts),
+        labels=np.concatenate([part.with_words_of(vocab).labels for part in parts]),
+        label_start_ix=np.concatenate([part.label_start_ix.astype(np.int64) + before for part, before in places]),
+        label_end_ix=np.concatenate([part.label_end_ix.astype(np.int64) + before for part, before in places]),
+        image_mode=first.image_mode,
+    )
+
+
+def _info_of_several(parts: Sequence[Dataset]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    ids: set[int | str] = set()
+    for part, name in zip(parts, shortest_names([part.files[0].path for part in parts]), strict=True):
+        for entry in part.info:
+            described = {"source": name, **entry}
+            if described.get("id") in ids:
+                described["id"] = f"{name}/{described['id']}"
+            if described.get("id") is not None:
+                ids.add(described["id"])
+            found.append(described)
+    return found
 
 
 def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]:

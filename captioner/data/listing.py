@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from captioner.data import parquet_files, tar_files
 from captioner.data.image_formats import has_image_suffix, starts_like_image
 from captioner.data.parquet_files import count_rows, is_parquet
 from captioner.data.tar_files import is_tar, list_members
@@ -12,6 +13,7 @@ from captioner.errors import InputError
 
 log = logging.getLogger(__name__)
 
+SHARD_SUFFIXES = (tar_files.SUFFIX, parquet_files.SUFFIX)
 _LONG_SEARCH = 20_000  # files
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of it: figures about the captions (see `statistics`), and the pictures left out with the reason."""
+    """What became of it: figures about the captions (see `statistics`), and what is left out with the reason."""
 
     statistics: dict[str, Any]
     skipped: list[dict[str, str]]
@@ -59,7 +59,7 @@ def prepare(
         max_length: words of a caption; longer ones are cut.
         word_count_threshold: words seen so often or less become UNK.
         tokenizer: one of TOKENIZERS.
-        on_error: "fail" ends at an unreadable picture.
+        on_error: "fail" ends at an unreadable picture or a damaged shard.
         num_workers: processes that read pictures; None: one per CPU.
         resume: continue an interrupted run.
         image_mode: what becomes of pictures that are no squares, see `images.read_image`; kept in the json.
@@ -75,7 +75,14 @@ def prepare(
     for line in findings.lines():
         log.warning("%s", line)
     say_splits(pictures, inputs, num_val + num_test)
-    skipped = [{"file_path": name, "reason": "has no caption"} for name in findings.without_captions]
+    if on_error == "fail" and findings.damaged_shards:
+        damaged = findings.damaged_shards[0]
+        raise InputError(
+            f"{damaged['file_path']}: {damaged['reason']}", remedy="repair it, or leave out --on_error fail"
+        )
+    skipped = findings.damaged_shards + [
+        {"file_path": name, "reason": "has no caption"} for name in findings.without_captions
+    ]
     if not pictures:
         raise InputError(f"{', '.join(inputs)}: no picture has a caption")
     without_split(pictures, num_val, num_test)  # before hours of reading

@@ -35,7 +35,7 @@ from captioner.data.entries import (
     text_of,
 )
 from captioner.data.images import read_file
-from captioner.data.listing import is_shard, list_images, list_shard
+from captioner.data.listing import SHARD_SUFFIXES, is_shard, list_images, list_shard
 from captioner.data.parquet_files import is_parquet, read_rows
 from captioner.data.tar_files import list_members
 from captioner.errors import InputError
@@ -105,6 +105,8 @@ def known_captions(path: Path, images_root: str | Path = "") -> Iterator[Record]
         yield from _read_shard(path, Path(images_root) if str(images_root) else path)
     elif os.path.isdir(path):  # Path.is_dir fails for names that are too long
         yield from _read_folder(path, Path(images_root) if str(images_root) else path)
+    elif path.name.lower().endswith(SHARD_SUFFIXES) and path.exists():
+        raise InputError(f"{path}: is no {path.suffix} file, or a damaged one")
     else:
         yield from _records(path)
 

@@ -20,6 +20,7 @@ from captioner.data import parquet_files, tar_files
 from captioner.data.image_formats import has_image_suffix
 from captioner.data.image_mode import ImageMode
 from captioner.data.images import MAX_FILE_BYTES, decode_image
+from captioner.data.listing import SHARD_SUFFIXES
 from captioner.data.listing import is_shard as is_local_shard
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write
@@ -29,7 +30,6 @@ from captioner.runtime.storage import find, is_remote, open_bytes
 log = logging.getLogger(__name__)
 
 FETCHED = ".captioner-fetched"  # in a folder of copies that is ours
-SUFFIXES = (tar_files.SUFFIX, parquet_files.SUFFIX)
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Member:
 
 def is_shard(path: str) -> bool:
     """Whether a name means a shard: a file of this machine by its content, an address by its ending."""
-    return path.lower().endswith(SUFFIXES) if is_remote(path) else is_local_shard(path)
+    return path.lower().endswith(SHARD_SUFFIXES) if is_remote(path) else is_local_shard(path)
 
 
 def name_of(path: str) -> str:

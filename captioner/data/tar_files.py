@@ -11,6 +11,7 @@ import tarfile
 
 SUFFIX = ".tar"
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar"  # POSIX and GNU
+_cuts: dict[tuple[str, int, int], int | None] = {}  # by path, time and size, of the archives that were gone through
 
 
 def is_tar(path: str | os.PathLike[str]) -> bool:
@@ -57,8 +58,17 @@ def list_members(path: str) -> dict[str, tuple[int, int]]:
     return _list_members(path, status.st_mtime_ns, status.st_size)
 
 
+def cut_off_at(path: str) -> int | None:
+    """The byte from which on an archive is damaged or missing; None: it is whole."""
+    status = os.stat(path)
+    state = path, status.st_mtime_ns, status.st_size
+    if state not in _cuts:
+        list_members(path)
+    return _cuts[state]
+
+
 @functools.lru_cache(4)
-def _list_members(path: str, _: int, size: int) -> dict[str, tuple[int, int]]:
+def _list_members(path: str, mtime: int, size: int) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     end = 0
     try:
@@ -74,6 +84,7 @@ def _list_members(path: str, _: int, size: int) -> dict[str, tuple[int, int]]:
         if not found:
             raise OSError(errno.EIO, f"damaged tar archive: {error}") from None
         found[""] = end, 0
+    _cuts[path, mtime, size] = found[""][0] if "" in found else None
     return found
 
 

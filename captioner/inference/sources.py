@@ -135,7 +135,7 @@ class SplitSource:
         if self.dataset.image_mode != image_mode:
             log.warning(
                 "%s holds pictures in the mode %s, but the model was trained on the mode %s (--image_mode)",
-                self.dataset.h5_path,
+                self.dataset.h5_name,
                 self.dataset.image_mode,
                 image_mode,
             )
@@ -162,7 +162,7 @@ class SplitSource:
 
     def identity(self, sizes: bool = True) -> str:
         described = (json.dumps(self.dataset.info[int(index)], sort_keys=True) for index in self.indices)
-        return _digest([identity_of(self.dataset.h5_path), *described])
+        return _digest([*(identity_of(file.path) for file in self.dataset.files), *described])
 
 
 def open_folder(folder: str, recursive: bool, limit: int) -> FileSource:

@@ -51,7 +51,8 @@ def _is_scores(value: Any) -> bool:
 def _is_options(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value) or not _is_plain(value):
         return False
-    paths = (value.get(name) or "" for name in ("input_h5", "input_json"))
+    named = [value.get(name) or "" for name in ("input_h5", "input_json")]
+    paths = [path for one in named for path in (one if isinstance(one, list) else [one])]
     batch_size = value.get("batch_size", 1)
     return all(isinstance(path, str) for path in paths) and _is_count(batch_size) and 1 <= batch_size <= LARGEST_SIZE
 

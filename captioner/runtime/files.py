@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -241,6 +241,16 @@ def identity_of(path: str | Path, size: bool = True) -> str:
     except (OSError, ValueError):  # its reader will have something to say
         return place
     return f"{place}\0{found.st_size if size else ''}\0{found.st_mtime_ns}"
+
+
+def shortest_names(paths: Sequence[str | Path]) -> list[str]:
+    """What tells files apart: their names without ending, with as many of the folders above as that takes."""
+    parts = [Path(os.path.abspath(path)).with_suffix("").parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_file[-count:]) for of_file in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, paths))  # of one name, with different endings
 
 
 def cannot_write(path: str | Path, error: OSError) -> InputError:

@@ -29,7 +29,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    patient: Any = None  # torch's group of all processes that `wait` uses
+    patient: Any = None  # torch's group of all processes, for what some of them may come to late
 
     @property
     def is_main(self) -> bool:
@@ -52,18 +52,22 @@ class Processes:
             for tensor, total in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in order of rank, in every process."""
+    def gather(self, value: Any, patient: bool = False) -> list[Any]:
+        """Every process's value, in order of rank, in every process.
+
+        Args:
+            patient: whether some may come with theirs hours after the others.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         with _peers_needed():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.patient if patient else None)
         return values
 
-    def largest(self, value: int) -> int:
-        """The largest of all processes' values, in every process."""
-        return max(self.gather(value))
+    def largest(self, value: int, patient: bool = False) -> int:
+        """The largest of all processes' values, in every process; `patient` as for `gather`."""
+        return max(self.gather(value, patient))
 
     def smallest(self, value: int) -> int:
         """The smallest of all processes' values, in every process."""

@@ -41,6 +41,18 @@ class StopRequest(_StopSignals):
         log.info("stopping after this iteration; once more stops at once, without saving")
 
 
+class Stopped(Exception):
+    """A StopRequest was heeded in the midst of work that goes on when the command is repeated.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 class Interruption(_StopSignals):
     """Makes the first signal a KeyboardInterrupt; ignores more, since saving takes time."""
 

@@ -171,9 +171,8 @@ def remove(name: str) -> None:
     """
     if is_remote(name):
         system, path = _system(name)
-        with _as_input_errors(name):
-            if system.exists(path):
-                system.rm_file(path)
+        with _as_input_errors(name), contextlib.suppress(FileNotFoundError):
+            system.rm_file(path)
         return
     require_replaceable(name)
     try:

@@ -17,8 +17,8 @@ import torch
 import captioner
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.image_mode import ImageMode
-from captioner.data.listing import natural_key
-from captioner.data.shards import SUFFIXES, is_shard, read_members
+from captioner.data.listing import SHARD_SUFFIXES, natural_key
+from captioner.data.shards import is_shard, read_members
 from captioner.errors import InputError
 from captioner.output.rows import caption_row
 from captioner.runtime.files import protect
@@ -41,7 +41,7 @@ def find_shards(names: Sequence[str]) -> list[str]:
         if is_remote(name):
             found += find(name)
         elif os.path.isdir(name):
-            inside = [entry.path for entry in os.scandir(name) if entry.name.lower().endswith(SUFFIXES)]
+            inside = [entry.path for entry in os.scandir(name) if entry.name.lower().endswith(SHARD_SUFFIXES)]
             if not inside:
                 raise InputError(f"{name}: no shards (.tar, .parquet) in this folder")
             found += sorted(inside, key=natural_key)
@@ -54,7 +54,7 @@ def find_shards(names: Sequence[str]) -> list[str]:
             found += matches
     for name in found:
         # One that is damaged from its first byte on is known by its ending, and listed later.
-        if not (name.lower().endswith(SUFFIXES) or is_shard(name)):
+        if not (name.lower().endswith(SHARD_SUFFIXES) or is_shard(name)):
             raise InputError(
                 f"{name}: is no shard", expected="tar archives or Parquet files of pictures, with --output_dir"
             )

@@ -39,6 +39,16 @@ class Tally:
     broken: int = 0  # pictures
     failed: dict[str, str] = field(default_factory=dict)  # shards without results → why
 
+    @classmethod
+    def sum_of(cls, parts: Sequence["Tally"]) -> "Tally":
+        """All parts together."""
+        return cls(
+            sum(part.shards for part in parts),
+            sum(part.captioned for part in parts),
+            sum(part.broken for part in parts),
+            {shard: reason for part in parts for shard, reason in part.failed.items()},
+        )
+
 
 class ShardResults:
     """Takes items with their rows in any order, any of them more than once.
@@ -88,17 +98,18 @@ class ShardResults:
         self.left = [number for number, target in enumerate(targets) if target not in there]
 
     def gather(self, items: Iterable[Item]) -> Tally:
-        """Take what comes, and show how far it is.
+        """Take what comes, and show how far it is; what became of the shards is in the result.
 
         Raises:
-            InputError: results cannot be written; or, when all else is done, some shards have none.
+            InputError: results cannot be written.
         """
         hidden = None if log.isEnabledFor(logging.INFO) else True  # None: on a terminal
         with logging_redirect_tqdm(), tqdm(unit=" images", disable=hidden) as bar:
             for item in items:
                 self.add(item)
                 bar.update(not item.end)
-        return self._close()
+        assert not self._open, f"no end of {[self.shards[number] for number in self._open]}"
+        return self.tally
 
     def add(self, item: Item) -> None:
         """Take an item; with the last one of a shard its results are written.
@@ -124,10 +135,12 @@ class ShardResults:
             del self._open[item.shard]
             self._closed.add(item.shard)
 
-    def _close(self) -> Tally:
-        """Say what became of it all."""
-        assert not self._open, f"no end of {[self.shards[number] for number in self._open]}"
-        tally = self.tally
+    def finish(self, tally: Tally) -> None:
+        """Say what became of it all, in all processes.
+
+        Raises:
+            InputError: some shards have no results.
+        """
         broken = f", {tally.broken} broken pictures" if tally.broken else ""
         log.info(
             "%d shards with %d images captioned%s; results: %s", tally.shards, tally.captioned, broken, self.folder
@@ -138,7 +151,6 @@ class ShardResults:
                 f"{count} of {len(self.shards)} shards could not be read: {first}",
                 remedy="see the lines above; the same command tries them again",
             )
-        return tally
 
     def _target(self, shard: str) -> str:
         return f"{name_of(shard).rpartition('.')[0]}.{self.format}"

@@ -8,6 +8,8 @@ The file is a .npy of the values. Where they are uint8, a second .npy follows in
 channel. Features are not negative; the square root brings the few large ones nearer to the many small ones, so that 256
 steps are enough: a value is off by at most half a step of its root.
 
+Several processes share the work, see `shared_work`.
+
 Letters: N images, V views (crops, and crops of mirrored images), C channels.
 """
 
@@ -18,18 +20,16 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from captioner.data.batch import PixelInputs
-from captioner.data.batches import dataset_batches
+from captioner.data.batch import Batch, PixelInputs
+from captioner.data.batches import dataset_batches, pinned_ahead
 from captioner.data.cached_features import CachedFeatures
 from captioner.data.crops import CENTRE_OFFSET, MAX_CROP_OFFSET
 from captioner.data.dataset import Dataset
@@ -37,13 +37,16 @@ from captioner.data.pixel_digest import pixel_digest
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.encoder import LAST_BLOCK
-from captioner.runtime.files import resumable_write
+from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import prepare_for_inference
+from captioner.runtime.processes import Processes
+from captioner.runtime.transfers import upload
 from captioner.training.options import CacheType
+from captioner.training.shared_work import Records, forget_parts, write_together
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 16
+BATCH_SIZE, GPU_BATCH_SIZE = 16, 128
 SCALE_IMAGES = 64  # whose largest values say what 255 means
 ABOVE_SAMPLED = 1.2  # roots of other images may be so much larger than theirs before they are cut off
 
@@ -112,26 +115,38 @@ def cached_features(
     device: torch.device,
     dtype: torch.dtype,
     num_workers: int,
+    processes: Processes,
+    stop_signal: Callable[[], int],
 ) -> CachedFeatures:
-    """The features of every image, from the cache file if it is there, else computed and written.
+    """The features of every image, from the cache file if it is there, else computed by all processes and written.
 
     Args:
-        folder: where cache files live.
+        folder: where cache files live; one that all processes share.
         dtype: the number format the CNN computes in.
+        stop_signal: the number of the signal that asked to stop, 0 if none has.
 
     Returns:
         Memory-mapped, read-only.
 
     Raises:
         InputError: the cache cannot be written, or holds something else than its name says.
+        Stopped: a process was asked to stop while they computed.
     """
-    path = folder / form.file_name(model, _digest(model, dataset, form, dtype))
+    name, is_there = "", False
+    if processes.is_main:  # its digest takes all pixels of the data set
+        name = form.file_name(model, _digest(model, dataset, form, dtype))
+        is_there = (folder / name).exists()
+    name, is_there = processes.gather((name, is_there), patient=True)[0]
+    path = folder / name
     shape, kind = (len(dataset.info), form.views, *form.shape(model)), form.dtype(model)
-    if path.exists():
-        log.info("features: using %s", path)
-    else:
+    if not is_there:
         log.info("features: computing %d images × %d view(s) into %s", shape[0], shape[1], path)
-        _compute(path, model, dataset, form, device, dtype, num_workers)
+        _compute(path, model, dataset, form, device, dtype, num_workers, processes, stop_signal)
+    elif processes.is_main:
+        log.info("features: using %s", path)
+        forget_parts(path)
+    if not path.exists():
+        raise InputError(f"{path}: was written by another machine", expected="a folder that all machines share")
     values, scale = open_cache(path, shape, kind)
     return CachedFeatures(values, scale, form.crops)
 
@@ -164,7 +179,6 @@ def stand_in_features(images: int, form: CacheForm, model: CaptionModel) -> Cach
     return CachedFeatures(np.broadcast_to(_to_bytes(one, scale), shape), scale, form.crops)
 
 
-@torch.inference_mode()
 def _compute(
     path: Path,
     model: CaptionModel,
@@ -173,6 +187,8 @@ def _compute(
     device: torch.device,
     dtype: torch.dtype,
     num_workers: int,
+    processes: Processes,
+    stop_signal: Callable[[], int],
 ) -> None:
     model = copy.deepcopy(model).to(device).eval()
     for module in model.encoder.cnn_modules():
@@ -180,61 +196,70 @@ def _compute(
     count, kind, shape = len(dataset.info), form.dtype(model), (form.views, *form.shape(model))
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)})
-    scale = None
-    if kind == np.uint8:
-        few = np.arange(0, count, math.ceil(count / SCALE_IMAGES))
-        one_view = dataclasses.replace(form, crops=1, mirrored=False)
-        scale = _scale_of(list(_views(model, dataset, few, one_view, device, num_workers)))
-    with (
-        resumable_write(path) as stream,
-        tqdm(total=count, desc="features", unit="images", disable=None) as bar,
-    ):
-        done = _whole_batches(stream, header.getvalue(), form.bytes_per_image(model))
-        if done:
-            log.info("features: %d of %d images were done before", done, count)
-            bar.update(done)
-        for views in _views(model, dataset, np.arange(done, count), form, device, num_workers):
-            values = views.numpy()
-            stream.write((values.astype(kind, copy=False) if scale is None else _to_bytes(values, scale)).tobytes())
-            bar.update(len(values))
-        if scale is not None:
-            np.lib.format.write_array(stream, scale, version=(1, 0))
+    views = Views(model, dataset, form, device, num_workers)
+
+    def make_trailer() -> bytes:
+        if kind != np.uint8:
+            return b""
+        one_view = Views(model, dataset, dataclasses.replace(form, crops=1, mirrored=False), device, num_workers)
+        sampled, target = one_view.of(np.arange(0, count, math.ceil(count / SCALE_IMAGES))), io.BytesIO()
+        np.lib.format.write_array(target, _scale_of(list(sampled)), version=(1, 0))
+        return target.getvalue()
+
+    def compute(images: range, trailer: bytes) -> Iterator[bytes]:
+        scale = np.lib.format.read_array(io.BytesIO(trailer)) if trailer else None
+        for batch in views.of(np.arange(images.start, images.stop)):
+            values = batch.numpy()
+            yield (values.astype(kind, copy=False) if scale is None else _to_bytes(values, scale)).tobytes()
+
+    records = Records(header.getvalue(), count, form.bytes_per_image(model), views.batch_size)
+    write_together(path, records, make_trailer, compute, processes, stop_signal, "features")
 
 
-def _whole_batches(stream: IO[bytes], header: bytes, bytes_per_image: int) -> int:
-    """How many images of whole batches an earlier attempt has written; the stream is cut to the header and them."""
-    written = stream.tell()
-    stream.seek(0)
-    is_ours = stream.read(len(header)) == header
-    images = (written - len(header)) // bytes_per_image // BATCH_SIZE * BATCH_SIZE if is_ours else 0
-    if images:
-        stream.truncate(len(header) + images * bytes_per_image)
-    else:
-        stream.truncate(0)
-        stream.write(header)
-    return images
+class Views:
+    """What a CNN makes of images, crop by crop; in smaller pieces where the memory is too small for a batch.
 
+    Args:
+        model: on the device, in the format to compute in.
+    """
 
-def _views(
-    model: CaptionModel,
-    dataset: Dataset,
-    indices: np.ndarray,
-    form: CacheForm,
-    device: torch.device,
-    num_workers: int,
-) -> Iterator[Tensor]:
-    """float32 (N, V, ..), batch by batch, on the CPU."""
-    compute = model.last_block_inputs if form.last_block else model.cnn_features
-    positions = (range(first, min(first + BATCH_SIZE, len(indices))) for first in range(0, len(indices), BATCH_SIZE))
-    for batch in dataset_batches(dataset, indices, positions, num_workers):
-        assert isinstance(batch.inputs, PixelInputs)
-        images = batch.inputs.images.to(device)
-        views = []
-        for seen in (images, images.flip(3)) if form.mirrored else (images,):
-            for offset in crop_offsets(form.crops):
-                offsets = torch.tensor([offset], device=device).expand(len(images), 2)
-                views.append(compute(seen, offsets).float().cpu())
-        yield torch.stack(views, dim=1)
+    def __init__(
+        self, model: CaptionModel, dataset: Dataset, form: CacheForm, device: torch.device, num_workers: int
+    ) -> None:
+        self.model, self.dataset, self.form, self.device = model, dataset, form, device
+        self.num_workers = num_workers
+        self.batch_size = GPU_BATCH_SIZE if device.type == "cuda" else BATCH_SIZE
+        self.pieces = Pieces(remedy="free memory from other programs, or compute on the CPU with --gpuid -1")
+        self.offsets = [upload(torch.tensor([offset]), device) for offset in crop_offsets(form.crops)]
+
+    def of(self, indices: np.ndarray) -> Iterator[Tensor]:
+        """float32 (N, V, ..) of these images of the data set, batch by batch, on the CPU.
+
+        Raises:
+            InputError: the memory is too small even for one image at a time.
+        """
+        starts = range(0, len(indices), self.batch_size)
+        positions = (range(first, min(first + self.batch_size, len(indices))) for first in starts)
+        batches = dataset_batches(self.dataset, indices, positions, self.num_workers)
+        for batch in pinned_ahead(batches) if self.device.type == "cuda" else batches:
+            done: list[Tensor] = []
+            while not done:  # once more, in smaller pieces, where the memory was too small
+                with self.pieces.of(batch) as pieces:
+                    done = [self._of_piece(piece) for piece in pieces]
+            yield torch.cat(done)
+
+    @torch.inference_mode()
+    def _of_piece(self, piece: Batch) -> Tensor:
+        inputs = piece.to(self.device).inputs
+        assert isinstance(inputs, PixelInputs)
+        images = inputs.images
+        compute = self.model.last_block_inputs if self.form.last_block else self.model.cnn_features
+        views = [
+            compute(seen, offset.expand(len(images), 2)).float()
+            for seen in ((images, images.flip(3)) if self.form.mirrored else (images,))
+            for offset in self.offsets
+        ]
+        return torch.stack(views, dim=1).cpu()
 
 
 def _scale_of(sampled: list[Tensor]) -> np.ndarray:

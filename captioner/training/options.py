@@ -37,8 +37,8 @@ class TrainingOptions:
     stages: str | None = None
     stage: int | None = None  # the stage of the preset that these options belong to
     # data
-    input_h5: str = "coco/data.h5"
-    input_json: str = "coco/data.json"
+    input_h5: str | list[str] = "coco/data.h5"  # several, each with its json, become one data set
+    input_json: str | list[str] = "coco/data.json"
     cnn_proto: str = ""
     cnn_model: str = "imagenet"
     start_from: str = ""
@@ -122,7 +122,7 @@ class TrainingOptions:
         unknown = sorted(given.keys() - known)
         if unknown:
             raise InputError(f"training has no option {unknown[0]!r}", remedy="caption-train --help lists them")
-        values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+        values = {name: _plain(value) for name, value in given.items()}
         if values.get("decoder") == "attention":
             values.setdefault("cnn_layer", "pool5")  # whose grid it looks at
         return cls(**values)
@@ -192,6 +192,13 @@ class TrainingOptions:
                     expected=f"NAME=WEIGHT with a weight from 0 to {LARGEST_WEIGHT}, several with commas between them",
                 )
         return found
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text; one in a list is itself."""
+    if isinstance(value, list | tuple):
+        return _plain(value[0]) if len(value) == 1 else [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:

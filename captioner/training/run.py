@@ -25,7 +25,7 @@ from captioner.runtime.locks import sole_run
 from captioner.runtime.memory import keep_freed_memory
 from captioner.runtime.precision import training_dtype
 from captioner.runtime.processes import Processes, process_group
-from captioner.runtime.signals import StopRequest
+from captioner.runtime.signals import Stopped, StopRequest
 from captioner.training import loop, presets
 from captioner.training.health_checks import LossMonitor, LossTrend, warn_of_pixels
 from captioner.training.optim import reductions_on_plateau, schedule_factor
@@ -135,7 +135,11 @@ def _train_stage(
     given: Collection[str],
 ) -> int:
     """Train, resumable at any time; returns the number of the signal that asked to stop, else 0."""
-    run = open_run(options, device, processes, stop_signal, given)
+    try:
+        run = open_run(options, device, processes, stop_signal, given)
+    except Stopped as stopped:
+        log.info("stopped before the first iteration; repeat the command to go on")
+        return stopped.signal
     if run is None:
         return 0
     signal = loop.train(run)
@@ -161,6 +165,7 @@ def open_run(
 
     Raises:
         InputError: data, weights or state do not fit, or nothing can be written.
+        Stopped: the run was asked to stop while features were computed.
     """
     if options.preset and options.stage:
         log.info("%s", presets.describe(options.preset, options.stage, dataclasses.asdict(options)))
@@ -197,7 +202,7 @@ def open_run(
         if options.cnn_model != "random" or options.start_from:
             few = indices[:: math.ceil(len(indices) / 4)]
             warn_of_pixels(model, torch.from_numpy(np.stack([dataset.images[int(i)] for i in few])))
-    features = load_features(options, trainer, dataset)
+    features = load_features(options, trainer, dataset, stop_signal)
     if not resumed and not options.start_from:
         fit_grid(trainer, dataset, indices, features)
     batches = TrainingBatches(

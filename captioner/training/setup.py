@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -160,18 +160,18 @@ def require_matching(start: Checkpoint, dataset: Dataset, options: TrainingOptio
     move = ", or move it to this data with --start_from and --grow_vocab 1"
     if start.vocab != dataset.vocab:
         raise InputError(
-            f"{options.input_json}: its {dataset.vocab.size} words are not the model's {start.vocab.size} words",
+            f"{dataset.json_name}: its {dataset.vocab.size} words are not the model's {start.vocab.size} words",
             remedy="prepare the data with the model's vocabulary" + move,
         )
     if start.config.image_mode != dataset.image_mode:
         raise InputError(
-            f"{options.input_h5}: holds pictures in the mode {dataset.image_mode},"
+            f"{dataset.h5_name}: holds pictures in the mode {dataset.image_mode},"
             f" the model was trained on the mode {start.config.image_mode}",
             remedy=f"prepare the data with --image_mode {start.config.image_mode}",
         )
     if start.config.max_length != dataset.max_length:
         raise InputError(
-            f"{options.input_h5}: labels have {dataset.max_length} words, the model {start.config.max_length}",
+            f"{dataset.h5_name}: labels have {dataset.max_length} words, the model {start.config.max_length}",
             remedy="prepare the data with the model's --max_length" + move,
         )
 
@@ -239,27 +239,28 @@ def cache_form(options: TrainingOptions, model: CaptionModel) -> CacheForm | Non
     return form
 
 
-def load_features(options: TrainingOptions, trainer: Trainer, dataset: Dataset) -> CachedFeatures | None:
-    """The cached CNN features, computed by the main process if need be; None without --cache_features."""
+def load_features(
+    options: TrainingOptions, trainer: Trainer, dataset: Dataset, stop_signal: Callable[[], int]
+) -> CachedFeatures | None:
+    """The cached CNN features, computed by all processes if need be; None without --cache_features.
+
+    Raises:
+        Stopped: a process was asked to stop before they were done; the next run goes on there.
+    """
     form = cache_form(options, trainer.model)
     if form is None:
         return None
-    folder = Path(options.input_h5).resolve().parent
-
-    def load() -> CachedFeatures:
-        return cached_features(
-            trainer.model,
-            dataset,
-            folder,
-            form,
-            device=trainer.device,
-            dtype=inference_dtype(options.precision, trainer.device),
-            num_workers=options.num_workers,
-        )
-
-    features = load() if trainer.processes.is_main else None
-    trainer.processes.wait()
-    return load() if features is None else features
+    return cached_features(
+        trainer.model,
+        dataset,
+        dataset.files[0].path.resolve().parent,
+        form,
+        device=trainer.device,
+        dtype=inference_dtype(options.precision, trainer.device),
+        num_workers=options.num_workers,
+        processes=trainer.processes,
+        stop_signal=stop_signal,
+    )
 
 
 def fit_grid(trainer: Trainer, dataset: Dataset, indices: np.ndarray, features: CachedFeatures | None) -> None:
