@@ -136,7 +136,7 @@ def cnn_features(self, images, offsets=None):
         calls.append(len(images))
         if os.environ["RANK"] == os.environ.get("KILLED") and len(calls) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        print("computed by", os.environ["RANK"], file=sys.stderr, flush=True)
+        os.write(2, f"computed by {os.environ['RANK']}\\n".encode())  # in one piece, whoever else writes
     return whole(self, images, offsets)
 CaptionModel.cnn_features = cnn_features
 sys.exit(main())

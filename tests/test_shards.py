@@ -124,8 +124,8 @@ def test_shards_that_are_damaged_are_listed_and_cost_nothing_else(
     (tmp_path / "1.tar").write_bytes(whole[: whole.index(b"00004.txt") + 520])
     (tmp_path / "garbage.tar").write_bytes(b"garbage" * 1000)
     (tmp_path / "garbage.parquet").write_bytes(b"PAR1" + bytes(100))
-    with tarfile.open(tmp_path / "empty.tar", "w"):
-        pass
+    with tarfile.open(tmp_path / "empty.tar", "w") as archive:
+        add(archive, "note.txt", b"No picture.")
     damaged = ["garbage.parquet", "garbage.tar", "empty.tar"]
     inputs = [str(tmp_path / name) for name in ("0.tar", "1.tar", *damaged, "2.tar")]
     argv = ["--input_json", *inputs, "--num_val", "0", "--word_count_threshold", "0", "--num_workers", "0"]
