@@ -143,15 +143,16 @@ sys.exit(main())
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_process_killed_while_features_are_computed_costs_its_batch_and_more_processes_go_on(
     data, tiny_dataset, two_files, command, tmp_path
 ):
     """From two h5 files; what comes out is what one process trains from one."""
     (tmp_path / "cache.py").write_text(IN_THE_CACHE)
     program = (tmp_path / "cache.py",)
-    cached = ["--cache_features", 1, "--finetune_cnn_after", -1, "--max_iters", 8]
+    cached = ["--cache_features", 1, "--finetune_cnn_after", -1, "--max_iters", 4]
     first = torchrun([*data, *two_files, *cached], tmp_path / "run", program=program, KILLED="1")
-    _, log = first.communicate(timeout=100)
+    _, log = first.communicate(timeout=250)
     assert first.returncode not in (0, None)
     errors = [line for line in log.splitlines() if "caption-train: error:" in line]
     assert len(errors) == 1 and "another process of this run has ended" in errors[0], log
@@ -159,7 +160,7 @@ def test_a_process_killed_while_features_are_computed_costs_its_batch_and_more_p
     assert log.count("computed by 0") == 3 and log.count("computed by 1") == 2
 
     second = torchrun([*data, *two_files, *cached], tmp_path / "run", size=3, program=program)
-    _, log = second.communicate(timeout=100)
+    _, log = second.communicate(timeout=250)
     assert second.returncode == 0, log
     assert [log.count(f"computed by {rank}") for rank in range(3)] == [3, 3, 3]  # 14 batches in all
     assert "on cpu × 3 processes" in log

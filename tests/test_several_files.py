@@ -21,9 +21,9 @@ def test_two_halves_train_what_the_whole_trains(tiny_dataset, two_files, tiny_cn
         done = command("train", *argv, "--resume", "auto")
         assert "done already" in done.stderr and "changed options" not in done.stderr
     one, other = (load_checkpoint(tmp_path / name / "model_id_last.pt") for name in ("whole", "halves"))
-    assert one.vocab == other.vocab and one.record.loss_history == other.record.loss_history
-    assert one.record.val_predictions == other.record.val_predictions
-    assert one.record.val_lang_stats_history == other.record.val_lang_stats_history
+    assert one.vocab == other.vocab and one.history.loss_history == other.history.loss_history
+    assert one.history.val_predictions == other.history.val_predictions
+    assert one.history.val_lang_stats_history == other.history.val_lang_stats_history
     assert all(torch.equal(tensor, other.state_dict[name]) for name, tensor in one.state_dict.items())
 
     # caption-eval finds the files again; and takes one of them, whose words the model has under other ids.
