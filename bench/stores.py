@@ -6,6 +6,7 @@ python -m bench stores
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def s3() -> Iterator[dict[str, str]]:
     import s3fs  # noqa: F401
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -95,6 +97,8 @@ def s3() -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def gs() -> Iterator[dict[str, str]]:
+    # Google's own stores are asked over gRPC what kind of bucket it is, which the emulator does not know.
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     import gcsfs  # noqa: F401
     from gcp_storage_emulator.server import create_server
 

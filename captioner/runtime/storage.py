@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import logging
 import os
 import re
 import uuid
@@ -192,6 +193,7 @@ def _system(name: str) -> tuple[Any, str]:
     try:
         import fsspec
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # the hub's client tells every request
         with _as_input_errors(name):
             return fsspec.core.url_to_fs(name)
     except ImportError as error:
