@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch7_writer import checkpoint, dumps, tensor
 from captioner.model.encoder import Encoder
 
 PHOTOS = ("--image_folder", "photos", "--model", "model.pt", "--gpuid", "-1", "--num_workers", "0")
+JUDGED = ("--images", "photos", "--model", "model.pt", "--gpuid", "-1", "--num_workers", "0")
 DATASET = ("--input_json", "photos", "--num_val", "1", "--num_workers", "0", "--word_count_threshold", "0")
 SCORED = ("--predictions", "p.json", "--references", "r.json", "--metrics", "Bleu", "--bootstrap", "2")
 TRAINING = (
@@ -37,6 +39,13 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "convert --inspect": ("convert", ("data.t7", "--inspect", "--output", "data.npz")),
     "prepro": ("prepro", (*DATASET, "--output_h5", "data.h5", "--output_json", "data.json")),
     "prepro --check": ("prepro", (*DATASET, "--check", "--output", "report.json", "--mean_image", "mean.png")),
+    "prepro, a shard": (
+        "prepro",
+        (
+            *("--input_json", "shard.tar", "--num_val", "1", "--num_workers", "0", "--word_count_threshold", "0"),
+            *("--output_h5", "data.h5", "--output_json", "data.json"),
+        ),
+    ),
     "prepro --view": ("prepro", (*DATASET, "--view", "seen")),
     "eval": ("eval", (*PHOTOS, "--vis_dir", "vis", "--output", "captions.csv")),
     "eval, everything": (
@@ -47,6 +56,13 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("--txt_extension", ".cap", "--language_eval", "--references", "photos.json", "--batch_size", "2"),
         ),
     ),
+    "eval, metadata": ("eval", (*PHOTOS, "--write_metadata", "embed", "--dump_json", "0", "--output", "o.json")),
+    "eval, shards": (
+        "eval",
+        ("shard.tar", "--output_dir", "results", "--model", "model.pt", "--gpuid", "-1", "--num_workers", "0"),
+    ),
+    "score, by a model": ("score", (*JUDGED, "--captions", "photos.json", "--output", "judged.csv")),
+    "score, by words": ("score", (*JUDGED, "--query", "a dog", "--output", "found.json", "--view", "found")),
     "train": ("train", TRAINING),
     "video": (
         "video",
@@ -86,8 +102,13 @@ def write_inputs(folder: Path, name: str, server: str) -> None:
     for number in range(4):
         (folder / "photos" / f"{number}.png").write_bytes(encoded(photo(16, 16, number), "PNG"))
         (folder / "photos" / f"{number}.txt").write_text("a dog\n")
-    if name.startswith(("eval", "convert", "video")):
+    if name.startswith(("eval", "convert", "video", "score, by")):
         save_model(folder / "model.pt")
+    with tarfile.open(folder / "shard.tar", "w") as archive:
+        for path in sorted((folder / "photos").iterdir()):
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            archive.addfile(member, io.BytesIO(path.read_bytes()))
     (folder / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     (folder / "q.json").write_text(json.dumps([{"image_id": 1, "caption": "a cat"}]))
     (folder / "r.json").write_text(json.dumps([{"image_id": 1, "captions": ["a dog runs"]}]))
@@ -113,13 +134,16 @@ def write_inputs(folder: Path, name: str, server: str) -> None:
 
 
 def run_in(folder: Path, command: str, arguments: object) -> tuple[int, str]:
-    """Exit code and stderr of a command in this process, in a folder and without Java."""
+    """Exit code and stderr of a command in this process, in a folder with its own cache, and without Java."""
     assert isinstance(arguments, list | tuple)
     out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
     os.chdir(folder)
     try:
-        with mock.patch.dict(os.environ, PATH=""), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        here = {"PATH": "", "XDG_CACHE_HOME": str(folder / "cache")}
+        with mock.patch.dict(os.environ, here), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = importlib.import_module(f"captioner.cli.{command}").main(list(arguments))
+    except SystemExit as stopped:  # argparse
+        code = int(stopped.code or 0)
     finally:
         os.chdir(before)
     return code, err.getvalue()
