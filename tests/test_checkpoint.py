@@ -38,6 +38,18 @@ def test_what_is_saved_loads_and_older_files_without_a_digest_do_too(dtype: str,
     load_checkpoint(model)
 
 
+def test_equal_models_are_equal_files(model: Path) -> None:
+    """Whatever of them is one object by chance, as in a run that was not killed."""
+    checkpoint = load_checkpoint(model)
+    word = "".join(["do", "g"])
+    rows = [{"caption": word, "words": [word, "".join(["do", "g"])]}] * 2
+    checkpoint.history.val_predictions = rows
+    save_checkpoint(model, checkpoint)
+    before = model.read_bytes()
+    save_checkpoint(model, load_checkpoint(model))
+    assert model.read_bytes() == before
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(bad: float, model: Path) -> None:
     checkpoint = load_checkpoint(model)
@@ -53,7 +65,14 @@ FIELDS = {
     ("config", "conv_widths"): [[10**9] * 13, 3, ["a"] * 13],
     ("config",): [None, 5, []],
     ("vocab",): [None, [], {"ix_to_word": 3}, {"ix_to_word": {"1": "a"}, "tokenizer": ["x"]}],
-    ("state_dict",): [None, [1], {1: 2}, {"a": "b"}, {"a": {"values": 1, "scale": 2}}],
+    ("state_dict",): [
+        None,
+        [1],
+        {1: 2},
+        {"a": "b"},
+        {"a": {"values": 1, "scale": 2}},
+        {"a": {"x": torch.ones(1), 5: torch.ones(1)}},
+    ],
     ("opt",): [None, 7, {"batch_size": "many"}, {"input_h5": 3}, {"a": {1, 2}}],
     ("iteration",): ["7", -1, 1.5, None, 2**70],
     ("loss_history",): [None, {"a": 1}, {1: "b"}, [1]],
@@ -61,7 +80,7 @@ FIELDS = {
     ("val_predictions",): [{}, [1]],
     ("best_score",): ["best", []],
     ("decoding",): [None, [], {1: 2}],
-    ("format_version",): [None, [], 10**9],
+    ("format_version",): [None, [], 10**9, torch.ones(2), 1.0, True],
 }
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -180,7 +181,9 @@ class PhotoIndex:
     def _load(self, path: Path, width: int) -> np.ndarray:
         if path not in self._loaded:
             try:
-                values = np.load(path, mmap_mode="r")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
+                    values = np.load(path, mmap_mode="r")
                 sound = isinstance(values, np.ndarray) and values.dtype == np.float16 and values.shape[1:] == (width,)
                 if not sound or len(values) > PHOTOS_OF_A_SHARD:
                     raise ValueError(f"no rows of {width} numbers in half precision")

@@ -53,7 +53,24 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: StorageType
         InputError: the file cannot be written.
     """
     with atomic_write(path) as stream:
-        torch.save(to_plain(checkpoint, dtype), stream)
+        torch.save(unshared(to_plain(checkpoint, dtype)), stream)
+
+
+def unshared(value: Any) -> Any:
+    """The same plain value, in which no list and every text is shared: equal values make equal files, also after a
+    killed run."""
+    texts: dict[str, str] = {}
+
+    def copied(one: Any) -> Any:
+        if isinstance(one, str):
+            return texts.setdefault(one, one)
+        if type(one) is dict:
+            return {copied(key): copied(item) for key, item in one.items()}
+        if type(one) in (list, tuple):
+            return type(one)(map(copied, one))
+        return one
+
+    return copied(value)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

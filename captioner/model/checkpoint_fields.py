@@ -128,12 +128,17 @@ def weights_digest(stored: Mapping[str, Any], source: str = "") -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(stored.items()):
-        for part, tensor in sorted(value.items()) if isinstance(value, dict) else [("", value)]:
-            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-                raise InputError(f"{source}{name}: not a tensor this version knows how to read")
+        parts = value if isinstance(value, dict) else {"": value}
+        if not all(isinstance(part, str) and _is_plain_tensor(tensor) for part, tensor in parts.items()):
+            raise InputError(f"{source}{name}: not a tensor this version knows how to read")
+        for part, tensor in sorted(parts.items()):
             digest.update(f"{name} {part} {tensor.dtype} {tuple(tensor.shape)}\0".encode("utf-8", "surrogatepass"))
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _is_plain_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def plain_digest(value: Any) -> str:

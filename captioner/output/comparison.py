@@ -63,11 +63,13 @@ def _write(folder: Path, systems: Sequence[Scored], references: Sequence[Sequenc
         ]
         write_results(folder / file, found)
         write_data_script(folder / file)
-    if not (folder / "about.json").exists():
-        writer.claim(["about.json", "about.json.js"])  # ours, when the same is asked for again
-        with atomic_write(folder / "about.json", "w", encoding="utf-8") as stream:
-            json.dump({"title": "Comparison"}, stream)
-        write_data_script(folder / "about.json")
+    about, script = folder / "about.json", folder / "about.json.js"
+    if not (about.exists() and script.exists()):
+        writer.claim([about.name, script.name])  # ours, when the same is asked for again
+        if not about.exists():
+            with atomic_write(about, "w", encoding="utf-8") as stream:
+                json.dump({"title": "Comparison"}, stream)
+        write_data_script(about)
     copy_page(folder)
     return files
 

@@ -148,7 +148,7 @@ class Journal:
 
     def rows(self) -> Iterator[CaptionRow]:
         """All rows so far, in order."""
-        with self.path.open(encoding="utf-8") as stream:
+        with self.path.open(encoding="utf-8", newline="\n") as stream:  # as `_keep_whole_batches` reads it
             for line in stream:
                 entry = json.loads(line)
                 if "row" in entry:

@@ -140,8 +140,11 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 def _vp8x(content: bytes) -> bytes:
     """The header that makes a simple WebP file an extended one."""
-    with Image.open(io.BytesIO(content)) as image:
-        (width, height), alpha = image.size, "A" in image.getbands()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            (width, height), alpha = image.size, "A" in image.getbands()
+    except Exception as error:  # damaged pictures raise many kinds
+        raise Unsuitable(f"it is damaged ({error})") from error
     sizes = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return _chunk(b"VP8X", struct.pack("<I", _WEBP_HAS_ALPHA if alpha else 0) + sizes)
 

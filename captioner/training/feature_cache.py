@@ -20,6 +20,7 @@ import io
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,9 @@ def open_cache(path: Path, shape: tuple[int, ...], kind: np.dtype) -> tuple[np.n
         InputError: it holds something else.
     """
     try:
-        values = np.load(path, mmap_mode="r")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
+            values = np.load(path, mmap_mode="r")
         if not isinstance(values, np.ndarray):
             raise ValueError("an archive")
         scale = _read_scale(path, values) if kind == np.uint8 else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from captioner.errors import InputError
-from captioner.model.checkpoint import Checkpoint, from_plain, load_plain, to_plain
+from captioner.model.checkpoint import Checkpoint, from_plain, load_plain, to_plain, unshared
 from captioner.model.checkpoint_fields import plain_digest
 from captioner.runtime.files import atomic_write
 
@@ -37,7 +37,7 @@ def save_resume_state(path: str | Path, state: ResumeState) -> None:
         "optimizers_digest": plain_digest(state.optimizers),
     }
     with atomic_write(path) as stream:
-        torch.save(content, stream)
+        torch.save(unshared(content), stream)
 
 
 def load_resume_state(path: str | Path) -> ResumeState:
