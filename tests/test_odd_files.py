@@ -34,6 +34,13 @@ def test_pipes_and_devices_are_refused_unopened(pipe: Path, tmp_path: Path) -> N
             read_json(path)
 
 
+def test_a_file_that_no_memory_holds_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.truncate(20 * 2**30)
+    with pytest.raises(OSError, match="holds 21,474,836,480 bytes"):
+        read_small(tmp_path / "sparse")
+
+
 def test_a_pipe_for_a_text_file_keeps_nobody_waiting(pipe: Path, tmp_path: Path) -> None:
     pipe.rename(tmp_path / "a.txt")
     sidecars = Sidecars(existing="append")

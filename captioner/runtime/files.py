@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from captioner.errors import InputError
 
+LARGEST_SMALL = 2**30  # of a file that is read at once: far beyond any list or description
+
 _PICTURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*"
     rb"|.{4}ftyp(?:hei[cxms]|hev[cmx]|mif1|msf1|avi[fs]|crx )",  # other files of this make are films
@@ -205,10 +207,13 @@ def read_small(path: str | Path) -> bytes:
     """The bytes of a regular file. To open a pipe would wait for a writer, and some devices never end.
 
     Raises:
-        OSError: it is none, or cannot be read.
+        OSError: it is none, holds more than LARGEST_SMALL bytes, or cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "a folder, a pipe or a device", str(path))
+    if found.st_size > LARGEST_SMALL:
+        raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, more than {LARGEST_SMALL:,}", str(path))
     return Path(path).read_bytes()
 
 
