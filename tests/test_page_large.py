@@ -176,6 +176,7 @@ def test_two_results_stand_side_by_side(browser, serve, folder):
     assert browser.texts(".card:nth-child(2) .caption") == ["A a cat sits", "B a dog sits"]
     assert browser.texts(".card:nth-child(2) mark") == ["cat", "dog"]
     assert browser.texts(".card:nth-child(3) .caption") == ["A two dogs play", "B –"]
+    assert browser.texts(".card .confidence") == ["A 14 %, B 90 % sure", "A 71 %, B 90 % sure", "A 99 % sure"]
     assert browser.one("#about").text.startswith("A: vis, B: other · ")
     browser.one("#show [value=differing]").click()
     assert browser.texts(".card .name") == ["1.jpg", "3.jpg"]

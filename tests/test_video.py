@@ -167,6 +167,15 @@ def test_times_of_a_variable_frame_rate_are_kept(command, stand_in, tmp_path):
     assert [begin for begin, _, _ in read_srt(tmp_path / "a.srt")] == pytest.approx([0.0, 2.0], abs=1e-3)
 
 
+def test_names_with_colons_are_files_and_never_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "clip.mp4", [example("cat")] * 3).rename("12:30.mp4")
+    assert len(list(VideoFile("12:30.mp4").frames())) == 3
+    for name in ("concat:12:30.mp4|12:30.mp4", "data:video/mp4;base64,AAAA", "http://127.0.0.1:1/clip.mp4"):
+        with pytest.raises(InputError, match="no such file"):
+            VideoFile(name)
+
+
 def _no_video(path: Path) -> None:
     with av.open(str(path), "w", format="wav") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")

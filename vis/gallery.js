@@ -27,9 +27,11 @@ function card(row, place) {
   open.addEventListener("click", () => openLarge(place));
   const text = make("div", { className: "text" }, ...captionLines(row, "p"));
   const facts = make("p", { className: "facts" }, make("span", { className: "name", title: row.name }, row.name));
-  const { confidence } = row.answers[0];
-  if (confidence !== null) {
-    facts.append(make("span", { className: "confidence", title: "The probability per word, on average" }, `${percent(confidence)} sure`));
+  const sure = row.answers.flatMap((answer, place) =>
+    answer?.confidence == null ? [] : [(row.answers.length > 1 ? `${letter(place)} ` : "") + percent(answer.confidence)],
+  );
+  if (sure.length) {
+    facts.append(make("span", { className: "confidence", title: "The probability per word, on average" }, `${sure.join(", ")} sure`));
   } else if (row.split) facts.append(make("span", { className: "confidence" }, row.split));
   text.append(facts);
   const item = make("li", { className: "card" }, open, text);
