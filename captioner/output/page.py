@@ -10,6 +10,7 @@ The folder:
 """
 
 import contextlib
+import filecmp
 import hashlib
 import io
 import json
@@ -97,9 +98,8 @@ class VisWriter:
         path = self.folder / name
         if not path.is_file():
             return False
-        content = path.read_bytes()
         return kind_of(path) in ("page", "captions", "nothing") or any(
-            source.name == name and source.read_bytes() == content for source in page_files()
+            source.name == name and filecmp.cmp(source, path, shallow=False) for source in page_files()
         )
 
     def add_pictures(self, pictures: Sequence[tuple[object, Path | np.ndarray]]) -> list[PictureRow]:
