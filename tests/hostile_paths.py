@@ -208,7 +208,12 @@ def odd_outputs(name: str, folder: Path, server: str) -> int:
                         changed,
                     )
                     if changed:
-                        assert more and "prepro" not in name, (name, option, place, changed)
+                        assert (more or "--overwrite" in arguments) and "prepro" not in name, (
+                            name,
+                            option,
+                            place,
+                            changed,
+                        )
                         (folder / "photos" / "0.txt").write_bytes(before["photos/0.txt"])
             for left in folder.rglob("*"):
                 if left.is_symlink() or (left.name.startswith("hard-") and left.is_file()) or left == called != path:

@@ -1,7 +1,10 @@
 """What is no regular file where one is read, what is nested without end, and what a user without a home has."""
 
+import io
 import json
 import os
+import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 import torch
 from hostile import encoded, photo
 
+from captioner.data.dataset import Dataset
+from captioner.data.pixel_digest import pixel_digest
 from captioner.data.records import known_captions
 from captioner.data.shards import read_members
 from captioner.data.tar_files import list_members
@@ -200,3 +205,30 @@ def test_a_journal_with_a_damaged_row(damage, tmp_path):
     (tmp_path / "journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="line 2 is damaged"):
         Journal(tmp_path / "journal", "r", resume=True)
+
+
+def test_a_pipe_for_pixels_keeps_nobody_waiting(pipe, tiny_dataset, tiny_model, command):
+    done = command("eval", "--model", tiny_model, "--input_h5", pipe, "--input_json", tiny_dataset[1])
+    assert done.returncode == 1 and "pipe: is not a file" in done.stderr.splitlines()[-1]
+
+
+def test_broken_pictures_in_a_shard_whose_name_is_no_text(tiny_model, command, tmp_path):
+    shard = tmp_path / os.fsdecode(b"\xff.tar")
+    with tarfile.open(shard, "w") as archive:
+        for name, data in (("a.png", encoded(photo(8, 8), "PNG")), ("b.png", b"broken")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    done = command("eval", shard, "--model", tiny_model, "--gpuid", -1, "--output_dir", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    (errors,) = (tmp_path / "results").glob("*.errors.jsonl")
+    assert json.loads(errors.read_text())["file_name"].endswith(".tar/b.png")
+
+
+def test_somebody_elses_file_in_the_place_of_a_digest_stays(tiny_dataset, tmp_path):
+    for path in tiny_dataset:
+        shutil.copy(path, tmp_path / path.name)
+    dataset = Dataset.open(*(tmp_path / path.name for path in tiny_dataset))
+    kept = tmp_path / f".{tiny_dataset[0].name}.pixels"
+    kept.write_text("my thesis\n")
+    assert re.fullmatch("[0-9a-f]{32}", pixel_digest(dataset)) and kept.read_text() == "my thesis\n"

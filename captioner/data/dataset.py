@@ -327,6 +327,8 @@ def _read_json(path: Path) -> tuple[Vocab, list[dict[str, Any]], Any, ImageMode]
 
 
 def _open_h5(path: Path) -> h5py.File:
+    if os.path.exists(path) and not os.path.isfile(path):  # HDF5 would wait for what writes to a pipe
+        raise InputError(f"{path}: is not a file", remedy=_REMEDY)
     try:
         return h5py.File(path, "r")
     except FileNotFoundError as error:

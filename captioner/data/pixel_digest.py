@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -33,7 +34,9 @@ def _digest_of(file: StoredPictures) -> str:
     for first in range(0, file.count, BLOCK):
         file.require_whole()
         digest.update(np.ascontiguousarray(file.rows[first : first + BLOCK]).data)
-    # A folder that cannot be written: the next run reads them again.
-    with contextlib.suppress(InputError), atomic_write(known, "w") as stream:
-        json.dump({"of": state, "digest": digest.hexdigest()}, stream)
+    # A folder that cannot be written, or somebody else's file: the next run reads them again.
+    with contextlib.suppress(OSError, InputError):
+        if not os.path.lexists(known) or read_small(known).startswith((b'{"of": ', b"\0")):
+            with atomic_write(known, "w") as stream:
+                json.dump({"of": state, "digest": digest.hexdigest()}, stream)
     return digest.hexdigest()

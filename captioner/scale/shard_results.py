@@ -161,7 +161,7 @@ class ShardResults:
         rows = [item.row for item in items if not item.error]
         errors = join(self.folder, _errors_of(target))
         if broken:  # first: where there are results, their list of errors is complete
-            write_whole(errors, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in broken).encode())
+            write_whole(errors, _lines([json.dumps(one, ensure_ascii=False) for one in broken]))
         else:
             remove(errors)
         write_whole(join(self.folder, target), _parquet(rows) if self.format == "parquet" else _lines(rows))
