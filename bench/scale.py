@@ -1,11 +1,10 @@
-"""Shards on a Ray cluster of this machine (faults, the data path alone, what the engine costs), training in processes.
+"""Shards on a Ray cluster of this machine: faults, the data path alone, and what the engine costs.
 
-`python -m bench scale` runs all four in small sizes. The sizes of docs/scale.md:
+`python -m bench scale` runs all three in small sizes. The sizes of docs/scale.md:
 
     python -m bench.scale faults   --photos coco/ --side 64 --pictures 20000 --shards 40 --width 4
     python -m bench.scale data     --photos coco/ --pictures 1000000 --shards 200
     python -m bench.scale overhead --photos coco/ --pictures 5000 --shards 10 --model bundled
-    python -m bench.scale training --photos coco/ --pictures 64
 """
 
 import argparse
@@ -18,7 +17,6 @@ import os
 import re
 import secrets
 import signal
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -34,10 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-import captioner
 from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
-from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
 from captioner.scale.items import Item, read_items
 from captioner.scale.ray_engine import run_on_ray
@@ -56,7 +53,6 @@ def run() -> None:
     """All of it, small."""
     with tempfile.TemporaryDirectory() as folder:
         photos = synthetic_photos(40)
-        training(photos, Path(folder, "training"), pictures=24, iterations=2)
         faults(photos, Path(folder, "faults"), pictures=200, shards=8, actors=2, width=24)
         data(photos, Path(folder, "data"), pictures=2000, shards=10)
         overhead(photos, Path(folder, "overhead"), pictures=200, shards=4, model=None)
@@ -156,48 +152,6 @@ def overhead(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: in
         print(f"{engine}: {seconds[engine][-1]:.1f} s for {pictures} pictures", flush=True)
     compare(rows_of(folder / "local0"), rows_of(folder / "ray0"), pictures)
     print(f"overhead: {100 * (min(seconds['ray']) / min(seconds['local']) - 1):.1f} %")
-
-
-def training(
-    photos: Sequence[Photo], folder: Path, *, pictures: int, iterations: int, ranks: Sequence[int] = (1, 2, 4)
-) -> None:
-    """Fine-tune VGG16 in so many processes of one thread each: iterations a second, and whether they learn the same."""
-    (folder / "photos").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(pictures):
-        (folder / "photos" / f"{number:05}.jpg").write_bytes(content_of(photos[number % len(photos)]))
-        captions = [" ".join(rng.choice(WORDS[:-1], 8)) for _ in range(5)]
-        (folder / "photos" / f"{number:05}.txt").write_text("\n".join(captions))
-    data = {"output_h5": folder / "data.h5", "output_json": folder / "data.json"}
-    captioner.prepare(folder / "photos", num_val=4, word_count_threshold=0, num_workers=0, **data)
-    argv = ["--input_h5", folder / "data.h5", "--input_json", folder / "data.json", "--cnn_model", "random"]
-    argv += [
-        "--cnn_layer",
-        "pool5",
-        "--finetune_cnn_after",
-        0,
-        "--drop_prob_lm",
-        0,
-        "--precision",
-        "fp32",
-        "--gpuid",
-        -1,
-    ]
-    argv += ["--max_iters", iterations, "--losses_log_every", 1, "--num_workers", 1, "--optim", "sgd"]
-    found = {}
-    for size in ranks:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", size]
-        command = [*launcher, "-m", "captioner.cli.train", *argv, "--checkpoint_path", folder / str(size)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([str(part) for part in command], env=environment, stderr=subprocess.DEVNULL, check=True)
-        speeds = json.loads((folder / str(size) / "model_id_pace.json").read_text())["iterations_per_second"]
-        seconds = [1 / speed for iteration, speed in speeds.items() if int(iteration) > 0]  # the first one warms up
-        found[size] = statistics.median(seconds), load_checkpoint(folder / str(size) / "model_id_last.pt").state_dict
-    print("| processes | s an iteration of 16 images | times as fast | weights differ by |\n|---|---|---|---|")
-    for size, (seconds_each, weights) in found.items():
-        one_each, one = found[ranks[0]]
-        difference = max(float((weights[name] - one[name]).abs().max()) for name in one)
-        print(f"| {size} | {seconds_each:.2f} | {one_each / seconds_each:.2f} | {difference:.1e} |", flush=True)
 
 
 # What they are made of
@@ -300,7 +254,9 @@ def cluster(num_cpus: int) -> Iterator[str]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin and holder.stdout
         try:
-            yield next(line.strip() for line in holder.stdout if re.fullmatch(r"\S+:\d+\n", line))
+            found = next((line.strip() for line in holder.stdout if re.fullmatch(r"\S+:\d+\n", line)), None)
+            assert found, "Ray did not start: see above"
+            yield found
         finally:
             holder.stdin.close()
 
@@ -383,14 +339,13 @@ def _private(process: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("what", choices=("faults", "data", "overhead", "training"))
+    parser.add_argument("what", choices=("faults", "data", "overhead"))
     parser.add_argument("--photos", help="folder of JPEGs; default: synthetic ones")
     parser.add_argument("--side", type=int, help="shrink them to so many pixels first")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--width", type=int, default=24, help="channels of the narrow model")
-    parser.add_argument("--iterations", type=int, default=6, help="of training")
     parser.add_argument("--model", help="of overhead: a file, or bundled (default: a narrow one)")
     parser.add_argument("--folder", help="where shards and results go and stay (default: a temporary folder)")
     opt = parser.parse_args()
@@ -404,8 +359,6 @@ def main() -> None:
             faults(photos, folder, **sizes, actors=opt.actors, width=opt.width)
         elif opt.what == "data":
             data(photos, folder, **sizes)
-        elif opt.what == "training":
-            training(photos, folder, pictures=opt.pictures, iterations=opt.iterations)
         else:
             overhead(photos, folder, **sizes, model=opt.model)
 
