@@ -73,6 +73,8 @@ class PartialPixels:
                 self._begin(header)
             self._journal: IO[str] = open(self.journal_path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
+            if hasattr(self, "_pixels"):
+                self._pixels.close()  # with its lock, for the next attempt of this process
             raise cannot_write(self.pixels_path, error) from error
 
     def add(self, result: np.ndarray | str) -> None:
