@@ -18,7 +18,7 @@ from captioner.inference.watch import WatchedFolder
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
