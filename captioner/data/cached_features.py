@@ -4,7 +4,10 @@ Letters: I images of the dataset, N of a batch, K crops, S the shape of one feat
 channels.
 """
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,3 +67,10 @@ def mirror_grids(features: Tensor) -> Tensor:
         return features.flip(2)
     side = round(features.shape[1] ** 0.5)
     return features.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+
+
+def map_array(path: Path) -> Any:
+    """What a .npy file holds, memory-mapped; raises any Exception at a damaged one, whose header is read as Python."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
+        return np.load(path, mmap_mode="r")

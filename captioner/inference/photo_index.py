@@ -10,13 +10,13 @@ import hashlib
 import json
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from captioner.data.cached_features import map_array
 from captioner.data.images import read_file
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, read_json, require_writable_folder
@@ -181,9 +181,7 @@ class PhotoIndex:
     def _load(self, path: Path, width: int) -> np.ndarray:
         if path not in self._loaded:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
-                    values = np.load(path, mmap_mode="r")
+                values = map_array(path)
                 sound = isinstance(values, np.ndarray) and values.dtype == np.float16 and values.shape[1:] == (width,)
                 if not sound or len(values) > PHOTOS_OF_A_SHARD:
                     raise ValueError(f"no rows of {width} numbers in half precision")

@@ -20,7 +20,6 @@ import io
 import json
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.batches import dataset_batches, pinned_ahead
-from captioner.data.cached_features import CachedFeatures
+from captioner.data.cached_features import CachedFeatures, map_array
 from captioner.data.crops import CENTRE_OFFSET, MAX_CROP_OFFSET
 from captioner.data.dataset import Dataset
 from captioner.data.pixel_digest import pixel_digest
@@ -159,9 +158,7 @@ def open_cache(path: Path, shape: tuple[int, ...], kind: np.dtype) -> tuple[np.n
         InputError: it holds something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
-            values = np.load(path, mmap_mode="r")
+        values = map_array(path)
         if not isinstance(values, np.ndarray):
             raise ValueError("an archive")
         scale = _read_scale(path, values) if kind == np.uint8 else None
