@@ -311,9 +311,11 @@ def opened(folder: Path) -> PhotoIndex:
         ("index.json", lambda data: b"[" * 100_000),
         ("index.json", lambda data: b"[]"),
         ("features-00000.npy", lambda data: data[:-1]),
-        ("features-00000.npy", lambda data: data.replace(b"(1, 4)", b"(1, 3)")),
+        ("features-00000.npy", lambda data: data.replace(b"(4,)", b"(3,)")),
         ("features-00000.npy", lambda data: data[:-2] + b"\xff\x7f"),
+        ("features-00000.npy", lambda data: data[:-1] + b"\x3d"),  # 1.25 for 1
         ("words-m-00000.npy", lambda data: data.replace(b"<f2", b"<i2")),
+        ("words-m-00000.npy", lambda data: data[:-4] + b"\1" + data[-3:]),
     ],
 )
 def test_a_damaged_index_of_photos_is_one_line(name, damage, index, tmp_path):
@@ -324,6 +326,34 @@ def test_a_damaged_index_of_photos_is_one_line(name, damage, index, tmp_path):
         place = found.find(tmp_path / "a.png")
         assert place
         found.words([place]), found.features([place])
+
+
+def test_no_row_of_an_index_is_another_photo_s(tmp_path):
+    """Digits of index.json change places: valid, and wrong."""
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, path in enumerate(paths):
+        path.write_bytes(encoded(photo(8, 8, number), "PNG"))
+    opened(tmp_path / "index").update(paths, lambda places: [(i, np.full(4, i, np.float32)) for i in places])
+    index = tmp_path / "index" / "index.json"
+    content = json.loads(index.read_text())
+    assert opened(index.parent).features([opened(index.parent).find(paths[1])]).tolist() == [[1, 1, 1, 1]]
+    first, second = content["rows"]
+    index.write_text(json.dumps({**content, "rows": {first: [0, 1], second: [0, 0]}}))
+    with pytest.raises(InputError, match="check sum"):
+        opened(index.parent).features([opened(index.parent).find(paths[1])])
+    index.write_text(json.dumps({**content, "rows": {first: [0, 1], second: [0, 1]}}))
+    with pytest.raises(InputError, match="is damaged"):
+        opened(index.parent)
+
+
+def test_an_index_of_an_earlier_format_is_made_anew(index, tmp_path):
+    (index / "index.json").write_text((index / "index.json").read_text().replace('"format": 2, ', ""))
+    (index / "words-other-00000.npy").write_bytes(b"of that format")
+    found = opened(index)
+    assert not found.find(tmp_path / "a.png")
+    found.update([tmp_path / "a.png"], lambda positions: [(i, np.full(4, 2, np.float32)) for i in positions])
+    assert found.features([found.find(tmp_path / "a.png")]).tolist() == [[2, 2, 2, 2]]
+    assert sorted(path.name for path in index.glob("*.npy")) == ["features-00000.npy", "words-m-00000.npy"]
 
 
 def test_a_search_among_photos_that_are_none_does_not_wait(photos, tiny_model, command, monkeypatch, tmp_path):

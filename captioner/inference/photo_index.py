@@ -1,7 +1,8 @@
 """CNN features and likely words of photos, kept on disk, so that a folder is looked at once and searched often.
 
 A photo is known by its content; its place, size and time only spare reading it. Rows are stored in shards, which are
-written whole and never changed; index.json comes last and says what is where.
+written whole and never changed; index.json comes last and says what is where. Every row has a check sum of its numbers
+and of which photo they are of: neither a changed bit in a shard nor one in index.json gives another photo's caption.
 
 Letters: P photos, F numbers of a photo's CNN features, V words.
 """
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LARGEST = 65504.0  # that half precision holds
 PHOTOS_OF_A_SHARD = 256  # as many are lost at most when an indexing is killed
+
+_FORMAT = 2  # of these files; 1 had no check sums
 
 Place: TypeAlias = tuple[int, int]  # shard, and row in it
 
@@ -58,6 +62,8 @@ class PhotoIndex:
         remedy = f"delete the folder {self.folder}"
         content = read_json(path, "what is known about photos", remedy) if os.path.lexists(path) else {}
         try:
+            if content.get("format") != _FORMAT:
+                content = {}
             self.num_shards: int = content.get("shards", 0)
             self._rows: dict[str, Place] = {key: (shard, row) for key, (shard, row) in content.get("rows", {}).items()}
             self._places: dict[str, list[Any]] = content.get("places", {})
@@ -69,6 +75,8 @@ class PhotoIndex:
                 for shard, row in self._rows.values()
             )
             sound = sound and all([type(value) for value in one] == [int, int, str] for one in self._places.values())
+            self._photo_at = {place: digest for digest, place in self._rows.items()}
+            sound = sound and len(self._photo_at) == len(self._rows)
         except (ValueError, TypeError, AttributeError):
             sound = False
         if not sound:
@@ -122,13 +130,19 @@ class PhotoIndex:
 
     def _add(self, photos: Sequence[tuple[str, np.ndarray]]) -> None:
         if photos:
-            features = np.stack([row for _, row in photos])
-            self._store(self._features_file(self.num_shards), features)
-            self._store(self._words_file(self.num_shards), self._words_of(features))
-            self._rows |= {digest: (self.num_shards, row) for row, (digest, _) in enumerate(photos)}
+            if self.num_shards == 0:  # what lies here is of another format, or of an index that was lost
+                for path in self.folder.glob("*.npy"):
+                    path.unlink(missing_ok=True)
+            digests, features = [digest for digest, _ in photos], np.stack([row for _, row in photos])
+            self._store(self._features_file(self.num_shards), features, digests)
+            self._store(self._words_file(self.num_shards), self._words_of(features), digests)
+            places = [(self.num_shards, row) for row in range(len(photos))]
+            self._rows |= dict(zip(digests, places, strict=True))
+            self._photo_at |= dict(zip(places, digests, strict=True))
             self.num_shards += 1
+        content = {"format": _FORMAT, "shards": self.num_shards, "rows": self._rows, "places": self._places}
         with atomic_write(self.folder / "index.json", "w", encoding="utf-8") as stream:
-            json.dump({"shards": self.num_shards, "rows": self._rows, "places": self._places}, stream)
+            json.dump(content, stream)
 
     def words(self, places: Sequence[Place]) -> np.ndarray:
         """How likely words are in captions of these photos: float16 (P, V+1).
@@ -136,22 +150,20 @@ class PhotoIndex:
         Where another language model has brought photos in, likely words are made up for here, from their features.
         """
         shards, rows = np.array(places).T
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        for shard in np.unique(shards):
-            if not self._words_file(shard).exists():
-                features = self._load(self._features_file(shard), self._num_features)
-                self._store(self._words_file(shard), self._words_of(features))
-            chosen = np.flatnonzero(shards == shard)
-            found.append((chosen, self._rows_of(self._words_file(shard), rows[chosen], self._num_words)))
         words = np.empty((len(places), self._num_words), np.float16)
-        for chosen, of_shard in found:
-            words[chosen] = of_shard
+        for shard in map(int, np.unique(shards)):
+            if not self._words_file(shard).exists():
+                of_shard = sorted(place for place in self._photo_at if place[0] == shard)
+                digests, features = [self._photo_at[place] for place in of_shard], self.features(of_shard)
+                self._store(self._words_file(shard), self._words_of(features), digests)
+            chosen = np.flatnonzero(shards == shard)
+            words[chosen] = self._rows_of(self._words_file(shard), shard, rows[chosen].tolist(), self._num_words)
         return words
 
     def features(self, places: Sequence[Place]) -> np.ndarray:
         """float16 (P, F)."""
         return np.concatenate(
-            [self._rows_of(self._features_file(shard), np.array([row]), self._num_features) for shard, row in places]
+            [self._rows_of(self._features_file(shard), shard, [row], self._num_features) for shard, row in places]
         )
 
     def _features_file(self, shard: int) -> Path:
@@ -160,29 +172,32 @@ class PhotoIndex:
     def _words_file(self, shard: int) -> Path:
         return self.folder / f"words-{self._model}-{shard:05}.npy"
 
-    def _store(self, path: Path, rows: np.ndarray) -> None:
+    def _store(self, path: Path, values: np.ndarray, digests: Sequence[str]) -> None:
+        rows = np.empty(len(values), _row_type(values.shape[1]))
+        rows["values"], rows["sum"] = values, list(map(_check_sum, values, digests))
         with atomic_write(path) as stream:
             np.save(stream, rows)
 
-    def _rows_of(self, path: Path, rows: np.ndarray, width: int) -> np.ndarray:
+    def _rows_of(self, path: Path, shard: int, rows: Sequence[int], width: int) -> np.ndarray:
         """Some rows of a shard, of so many numbers each.
 
         Raises:
-            InputError: it does not have them, or numbers in them that we never write.
+            InputError: it does not have them, or others than were written.
         """
-        values = self._load(path, width)
-        if rows.max() >= len(values):
+        stored = self._load(path, width)
+        if max(rows) >= len(stored):
             raise self._damaged(path, "too short")
-        chosen: np.ndarray = values[rows]
-        if not np.isfinite(chosen).all():
-            raise self._damaged(path, "not finite")
-        return chosen
+        values: np.ndarray = stored["values"][rows]
+        for row, own in zip(rows, values, strict=True):
+            if stored["sum"][row] != _check_sum(own, self._photo_at[shard, row]):
+                raise self._damaged(path, f"the check sum of row {row} differs")
+        return values
 
     def _load(self, path: Path, width: int) -> np.ndarray:
         if path not in self._loaded:
             try:
                 values = map_array(path)
-                sound = isinstance(values, np.ndarray) and values.dtype == np.float16 and values.shape[1:] == (width,)
+                sound = isinstance(values, np.ndarray) and values.dtype == _row_type(width) and values.ndim == 1
                 if not sound or len(values) > PHOTOS_OF_A_SHARD:
                     raise ValueError(f"no rows of {width} numbers in half precision")
             except Exception as error:  # NumPy reads the header as Python: a damaged one raises many kinds
@@ -192,6 +207,15 @@ class PhotoIndex:
 
     def _damaged(self, path: Path, why: object) -> InputError:
         return InputError(f"{path}: is damaged ({why})", remedy=f"delete the folder {self.folder}")
+
+
+def _row_type(width: int) -> np.dtype[np.void]:
+    return np.dtype([("sum", "<u4"), ("values", "<f2", (width,))])
+
+
+def _check_sum(values: np.ndarray, digest: str) -> int:
+    """Of a row (F,) and the photo that it is of; 3 GB/s."""
+    return zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(digest.encode()))
 
 
 def _state(path: Path) -> tuple[str, list[int]]:
