@@ -121,6 +121,7 @@ def data(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int) -
         done = sum(pool.map(_decode_only, sample))
     limit = done / (time.monotonic() - started)
     print(f"reading and decoding alone in {cpus} processes: {limit:.0f} pictures/s over {done}", flush=True)
+    (folder / "out").mkdir()
     written = ShardResults(names, str(folder / "out"), "jsonl", {}, overwrite=False)
     read = functools.partial(read_items, image_mode="squash", num_workers=0)
     started = time.monotonic()

@@ -184,8 +184,50 @@ def test_processes_share_the_shards_and_a_broken_one_ends_none_of_them(shards, p
     errors = [line for line in done.stderr.splitlines() if "caption-eval: error:" in line]
     assert len(errors) == 1 and "1 of 3 shards could not be read" in errors[0], done.stderr
     found = [row for name in ("00000", "00002") for row in rows_of(tmp_path / "out" / f"{name}.jsonl")]
+    assert not (tmp_path / "out" / ".lock").exists()
     assert [row["caption"] for row in found] == [row["caption"] for row in [*plain[:4], *plain[8:]]]
     assert not (tmp_path / "out" / "00001.jsonl").exists()
+
+
+HOLD = """
+import sys
+from captioner.scale.shard_results import sole_writer
+with sole_writer(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("address", ["", "file://"])
+def test_two_runs_in_one_folder(shards, tiny_model, command, tmp_path, address):
+    """The second one says who is there, whatever it calls the folder; a killed one's lock is taken over."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    argv = ["eval", shards / "00000.tar", "--model", tiny_model, *CPU, "--output_dir", f"{address}{tmp_path}/out"]
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        done = command(*argv)
+        assert done.returncode == 1
+        assert f"out is in use by process {holder.pid} on" in done.stderr.splitlines()[-1]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    finally:
+        holder.kill()
+        holder.wait()
+    assert command(*argv).returncode == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000.jsonl", "captioner-run.json"}
+
+
+def test_an_address_of_this_machine_replaces_no_input(shards, tiny_model, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(shards / "00002.parquet", tmp_path / "00002.parquet")
+    shutil.copy(tiny_model, tmp_path / "00000.parquet")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    options = [*CPU, "--output_dir", f"file://{tmp_path}", "--output_format", "parquet", "--overwrite"]
+    for given in (["00002.parquet", "--model", tiny_model], [shards / "00000.tar", "--model", "00000.parquet"]):
+        done = command("eval", *given, *options)
+        assert done.returncode == 1, done.stderr
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("cut", ["header", "boundary", "middle"])

@@ -1,6 +1,7 @@
 """caption-eval --output_dir: shards in, shards out, in this process or on a Ray cluster."""
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
@@ -76,7 +77,7 @@ def caption_shards(opt: argparse.Namespace) -> None:
     )
     from captioner.scale.items import read_items
     from captioner.scale.ray_engine import run_on_ray
-    from captioner.scale.shard_results import ShardResults, Tally
+    from captioner.scale.shard_results import ShardResults, Tally, sole_writer
 
     keep_freed_memory()
     shards = find_shards(opt.pictures)
@@ -86,9 +87,14 @@ def caption_shards(opt: argparse.Namespace) -> None:
     batch_size = opt.batch_size if opt.batch_size > 1 else None
     read = functools.partial(read_items, image_mode=checkpoint.config.image_mode)
     device = choose_device(-1 if opt.engine == "ray" else opt.gpuid)
-    with process_group(device) as processes:
-        results = ShardResults(shards, opt.output_dir, opt.output_format, run | captioned_with, opt.overwrite)
-        processes.wait()  # all have seen the same shards left before one of them does some
+    with contextlib.ExitStack() as held:
+        processes = held.enter_context(process_group(device))
+        for main_turn in (True, False):  # first the main process, which may have to clear the folder
+            if processes.is_main == main_turn:
+                if main_turn:
+                    held.enter_context(sole_writer(opt.output_dir))  # for all processes of this run
+                results = ShardResults(shards, opt.output_dir, opt.output_format, run | captioned_with, opt.overwrite)
+            processes.wait()  # in the end all have seen the same shards left before one of them does some
         log.info("%d of %d shards are left to caption", len(results.left), len(shards))
         if not results.left:
             return

@@ -31,6 +31,18 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
+def on_this_machine(name: str) -> Path | None:
+    """The path of a file or folder here, whether it is called by its path or as file://..; None for all others.
+
+    Raises:
+        InputError: a package for this kind of address is missing.
+    """
+    if not is_remote(name):
+        return Path(name)
+    system, path = _system(name)
+    return Path(path) if "file" in system.protocol else None
+
+
 def open_bytes(name: str) -> IO[bytes]:
     """Open a file to read bytes from, anywhere in it.
 
@@ -128,12 +140,13 @@ def write_whole(name: str, data: bytes) -> None:
     """Write a file that appears with all of its content, or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or is an input of this command.
     """
     if not is_remote(name):
         with atomic_write(Path(name)) as stream:
             stream.write(data)
         return
+    _require_replaceable(name)
     system, path = _system(name)
     with _as_input_errors(name):
         if _protocol(name) in _PUT_IS_ATOMIC:
@@ -170,16 +183,22 @@ def remove(name: str) -> None:
     Raises:
         InputError: it cannot be removed, or is an input of this command.
     """
+    _require_replaceable(name)
     if is_remote(name):
         system, path = _system(name)
         with _as_input_errors(name), contextlib.suppress(FileNotFoundError):
             system.rm_file(path)
         return
-    require_replaceable(name)
     try:
         Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{name}: cannot be removed ({error.strerror or error})") from error
+
+
+def _require_replaceable(name: str) -> None:
+    here = on_this_machine(name)
+    if here is not None:
+        require_replaceable(here)
 
 
 def _protocol(name: str) -> str:

@@ -23,7 +23,7 @@ from captioner.errors import InputError
 from captioner.output.rows import caption_row
 from captioner.runtime.files import protect
 from captioner.runtime.precision import Precision
-from captioner.runtime.storage import find, is_remote
+from captioner.runtime.storage import find, is_remote, on_this_machine
 from captioner.scale.items import Item, Worker
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def find_shards(names: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name}: is no shard", expected="tar archives or Parquet files of pictures, with --output_dir"
             )
-        if not is_remote(name):
-            protect(name)
+        here = on_this_machine(name)
+        if here is not None:
+            protect(here)
     return list(dict.fromkeys(found))
 
 

@@ -1,10 +1,10 @@
 """Results of shards: one file for each, written when the last of its pictures is there, whole or not at all."""
 
+import contextlib
 import io
 import json
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -12,7 +12,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.data.shards import name_of
 from captioner.errors import InputError
-from captioner.runtime.storage import is_remote, join, make_folder, names_in, read_whole, remove, write_whole
+from captioner.runtime.locks import sole_run
+from captioner.runtime.storage import (
+    join,
+    make_folder,
+    names_in,
+    on_this_machine,
+    read_whole,
+    remove,
+    write_whole,
+)
 from captioner.scale.items import Item
 
 log = logging.getLogger(__name__)
@@ -20,6 +29,26 @@ log = logging.getLogger(__name__)
 FORMATS = ("jsonl", "parquet")
 RUN_FILE = "captioner-run.json"  # in the folder of results: what makes another run the same
 _ERRORS = ".errors.jsonl"
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str) -> Iterator[None]:
+    """Hold a folder of results, which is made if needed: two runs in it would do each other's shards, or mix models.
+
+    At an address nothing can be held: two runs of the same models and options there do the same work twice, and every
+    file is still whole.
+
+    Raises:
+        InputError: another run is at it, or it cannot be written.
+    """
+    make_folder(folder, "results")
+    here = on_this_machine(folder)
+    if here is None:
+        log.info("%s: an address cannot be locked; see that no other run writes there at the same time", folder)
+        yield
+        return
+    with sole_run(here / ".lock", f"the folder {folder}"):
+        yield
 
 
 @dataclass
@@ -55,7 +84,7 @@ class ShardResults:
 
     Args:
         shards: names of the run's shards, each with another last part.
-        folder: of results, on this machine or at an address.
+        folder: of results, on this machine or at an address; it is there, and held by `sole_writer`.
         format: of FORMATS.
         run: what makes this run the same as an earlier one: model and options.
         overwrite: whether results of other runs, or of anybody, may be replaced.
@@ -77,7 +106,6 @@ class ShardResults:
                 raise InputError(f"{shard}: another shard has this name, too", remedy="give each folder its own run")
             if _is_same(join(folder, target), shard):
                 raise InputError(f"{shard}: its results would stand in its place", remedy="choose another --output_dir")
-        make_folder(folder, "results")
         there = names_in(folder)
         wanted = json.dumps(run, sort_keys=True).encode()
         known = read_whole(join(folder, RUN_FILE)) if RUN_FILE in there else None
@@ -177,9 +205,10 @@ def _errors_of(target: str) -> str:
 
 
 def _is_same(one: str, other: str) -> bool:
-    if is_remote(one) or is_remote(other):
+    here, there = on_this_machine(one), on_this_machine(other)
+    if here is None or there is None:
         return one == other
-    return os.path.exists(one) and os.path.samefile(one, other)
+    return here.exists() and there.exists() and here.samefile(there)
 
 
 def _lines(rows: Sequence[str]) -> bytes:
