@@ -25,6 +25,7 @@ from captioner.cli.options import (
     seed_number,
     workers,
 )
+from captioner.cli.score_predictions import score_predictions
 from captioner.errors import InputError, printable
 from captioner.runtime.files import atomic_write
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argum
     from captioner.data.batch import Batch
     from captioner.inference.find import PhotoSearch
     from captioner.inference.sources import FileSource
-    from captioner.metrics.pairing import Joined, Pair, Reference
+    from captioner.metrics.pairing import Reference
     from captioner.output.rows import LikelihoodRow
 
 log = logging.getLogger(__name__)
@@ -99,66 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     opt = p.parse_args(argv)
     against, by_model = (opt.predictions, opt.references), (opt.images, opt.captions)
     if all(against) and not any((*by_model, *opt.model, *opt.query)):
-        return run("caption-score", lambda: _score(opt))
+        return run("caption-score", lambda: score_predictions(opt))
     if all(by_model) and not any((*against, *opt.query)):
         return run("caption-score", lambda: _recall(opt) if opt.recall else _rate(opt))
     if opt.images and opt.query and not any((*against, opt.captions)):
         return run("caption-score", lambda: _find(opt))
     return p.error("give --predictions with --references, --images with --captions, or --images with --query")
-
-
-def _score(opt: argparse.Namespace) -> None:
-    from captioner.metrics import report
-    from captioner.metrics.pairing import join, read_predictions, read_references
-    from captioner.metrics.scored import describe_scores, score_pairs
-    from captioner.metrics.significance import compare
-    from captioner.output.comparison import write_comparison
-
-    if opt.view and not opt.compare:
-        raise InputError("--view shows two systems side by side", remedy="name the other one with --compare")
-    metrics = _metrics(opt.metrics)
-    references = read_references(opt.references)
-    df_references = [reference.captions for reference in read_references(opt.df)] if opt.df else None
-    training = [reference.captions for reference in read_references(opt.train_captions)] if opt.train_captions else None
-    joined = join(read_predictions(opt.predictions), references)
-    pairs, others = joined.pairs, list["Pair"]()
-    if opt.compare:
-        pairs, others = _of_both(joined, join(read_predictions(opt.compare), references), opt)
-    for line in report.unmatched_lines(joined, opt.predictions, opt.references):
-        log.warning("%s", line)
-
-    measured = {"metrics": metrics, "tokenizer": opt.tokenizer, "df_references": df_references}
-    scores = score_pairs(pairs, **measured)
-    scored = describe_scores(
-        scores, pairs, joined, tokenizer=opt.tokenizer, bootstrap=opt.bootstrap, seed=opt.seed, training=training
-    )
-    print(f"{len(pairs):,} images, joined by {joined.by}; tokenizer {opt.tokenizer}")
-    print("\n".join(report.score_lines(scores, scored.intervals)))
-    print(report.diversity_line(scored.diversity))
-    written = scored.as_json()
-    written["options"] = {name: getattr(opt, name) for name in ("tokenizer", "bootstrap", "seed", "df")}
-    if opt.compare:
-        other = score_pairs(others, **measured)
-        comparisons = compare(scores.measures, other.measures, num_samples=opt.bootstrap, seed=opt.seed)
-        print(f"compared with {opt.compare}")
-        print("\n".join(report.comparison_lines(other, comparisons)))
-        written["compare"] = {"predictions": opt.compare, **report.comparison_as_json(other, comparisons)}
-        if opt.view:
-            rows_of = (report.per_caption_rows(pairs, scores), report.per_caption_rows(others, other))
-            systems = list(zip((opt.predictions, opt.compare), rows_of, strict=True))
-            known = [reference.captions for _, reference in pairs]
-            address = write_comparison(Path(opt.view), systems, known, opt.overwrite)
-            print(f"side by side: {address}")
-    if opt.per_caption and scores.measures:
-        rows = scored.per_caption
-        if opt.output:
-            written["imgToEval"] = report.by_image(rows)
-        else:
-            print("\n".join(json.dumps(row, ensure_ascii=False) for row in report.worst_first(rows)))
-    if opt.output:
-        with atomic_write(opt.output, "w", encoding="utf-8") as stream:
-            json.dump(written, stream, ensure_ascii=False, indent=1)
-            stream.write("\n")
 
 
 def _rate(opt: argparse.Namespace) -> None:
@@ -236,31 +183,6 @@ def _with_files(captions: str, folder: Path) -> "list[tuple[Path, Reference]]":
         beside = folder / path.name
         described.append((beside if os.path.isfile(beside) and not os.path.isfile(path) else path, reference))
     return described
-
-
-def _metrics(text: str) -> tuple[str, ...]:
-    from captioner.metrics import METRICS
-
-    if text == "all":
-        return METRICS
-    wanted = {part.strip().lower() for part in text.split(",")}
-    unknown = wanted - {name.lower() for name in METRICS}
-    if unknown:
-        raise InputError(f"--metrics: {sorted(unknown)[0]!r} is unknown", expected=f"some of {','.join(METRICS)}")
-    return tuple(name for name in METRICS if name.lower() in wanted)
-
-
-def _of_both(joined: "Joined", other: "Joined", opt: argparse.Namespace) -> "tuple[list[Pair], list[Pair]]":
-    """The images that both systems captioned, in the same order."""
-    of_other = {id(reference): (prediction, reference) for prediction, reference in other.pairs}
-    pairs = [pair for pair in joined.pairs if id(pair[1]) in of_other]
-    if not pairs:
-        raise InputError(
-            f"{opt.predictions} and {opt.compare} have no image in common", expected="captions of the same images"
-        )
-    if len(pairs) < max(len(joined.pairs), len(other.pairs)):
-        log.warning("compared on the %s images that both files caption", f"{len(pairs):,}")
-    return pairs, [of_other[id(reference)] for _, reference in pairs]
 
 
 def _find(opt: argparse.Namespace) -> None:
