@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hostile import encoded, photo
 
+from captioner.cli import eval as caption_eval
 from captioner.cli import prepro
 from captioner.data.dataset import Dataset
 from captioner.data.images import read_file, read_image
@@ -148,3 +150,47 @@ def test_shards_that_are_damaged_are_listed_and_cost_nothing_else(
     assert "4 shards are damaged" in capsys.readouterr().out
     assert prepro.main(["--input_json", *inputs[2:5], "--num_val", "0"]) == 1
     assert "none of 3 shards can be read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_where_pyarrow_is_missing_one_line_says_so_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_shard(tmp_path / "0.tar", 0, 2)
+    (tmp_path / "1.parquet").write_bytes(b"PAR1" + bytes(100))
+    for module in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    shards, out = [str(tmp_path / name) for name in ("0.tar", "1.parquet")], str(tmp_path / "out")
+    dataset = ["--num_val", "0", "--output_h5", f"{out}.h5", "--output_json", f"{out}.json"]
+    for main, argv in (
+        (prepro.main, ["--input_json", *shards, *dataset]),
+        (prepro.main, ["--input_json", shards[1], *dataset, "--check"]),
+        (prepro.main, ["--input_json", "memory://nothing/a.parquet", *dataset]),
+        (caption_eval.main, [*shards, "--vis_dir", out]),
+        (caption_eval.main, [*shards, "--output_dir", out]),
+        (caption_eval.main, [shards[0], "--output_dir", out, "--output_format", "parquet"]),
+    ):
+        assert main([*argv] if main is prepro.main else [*argv, "--gpuid", "-1"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("error: Parquet files need pyarrow; pip install 'captioner[shards]'")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar", "1.parquet"]
+
+
+def test_a_damaged_shard_among_others_is_named_and_costs_nothing_else(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_shard(tmp_path / "0.tar", 0, 2)
+    (tmp_path / "1.tar").write_bytes(bytes(257) + b"ustar" + b"x" * 1000)
+    (tmp_path / "2.parquet").write_bytes(b"PAR1" + bytes(100))
+    argv = ["--model", str(tiny_model), "--gpuid", "-1", "--vis_dir", ""]
+    damaged = [f"{tmp_path}/1.tar", f"{tmp_path}/2.parquet"]
+    for shards in ([damaged[0], f"{tmp_path}/0.tar", damaged[1]], [f"{tmp_path}/*.*"]):
+        assert caption_eval.main([*shards, *argv]) == 0
+        told = capsys.readouterr()
+        assert [line.split("(")[-1] for line in told.out.splitlines()] == [
+            f"{tmp_path}/0.tar/0000{n}.jpg)" for n in (0, 1)
+        ]
+        assert f"skipped {damaged[0]}: cannot be read (damaged tar archive: bad checksum)" in told.err
+        assert f"skipped {damaged[1]}: cannot be read (damaged Parquet file" in told.err
+    for shards, reason in ((damaged[:1], "1.tar: cannot be read"), (damaged, "no pictures to caption")):
+        assert caption_eval.main([*shards, *argv]) == 1
+        assert reason in capsys.readouterr().err.splitlines()[-1]

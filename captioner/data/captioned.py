@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioner.data.listing import SHARD_SUFFIXES
+from captioner.data.parquet_files import is_parquet, require_pyarrow
 from captioner.data.records import Record, find_images_root, stream_records
 from captioner.data.tar_files import cut_off_at, is_tar
 from captioner.data.tokenizers import tokenise
@@ -128,6 +129,8 @@ def _open(inputs: Sequence[str], images_roots: Sequence[str], findings: Findings
     roots = list(images_roots) * (len(inputs) if len(images_roots) == 1 else 1) or [""] * len(inputs)
     if len({os.path.realpath(path) for path in inputs}) < len(inputs):
         raise InputError(f"--input_json {' '.join(inputs)}: names one of them twice")
+    if any(map(is_parquet, inputs)):
+        require_pyarrow()
     opened = []
     for path, root, name in zip(inputs, roots, shortest_names(inputs), strict=True):
         records = stream_records(path, root)

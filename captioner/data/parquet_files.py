@@ -1,7 +1,8 @@
 """Pictures in the rows of Parquet files, named as if the file were a folder and its rows numbered files: a.parquet/17.
 
 As img2dataset writes them (a column jpg, png or webp) and Hugging Face's datasets (a column image, of bytes and path).
-Errors are OSErrors, as of other files, with a reason to read. pyarrow is imported where it is needed.
+Errors are OSErrors, as of other files, with a reason to read. pyarrow is imported where it is needed; that it is
+missing is an InputError.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import os
 import threading
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
+
+from captioner.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,6 +38,18 @@ def is_parquet(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
+
+
+def require_pyarrow() -> None:
+    """Refuse Parquet files, before any work, where they cannot be read or written: nothing is wrong with them.
+
+    Raises:
+        InputError: pyarrow is missing.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise InputError("Parquet files need pyarrow", remedy="pip install 'captioner[shards]'") from error
 
 
 def read_rows(
@@ -139,10 +154,9 @@ def _row_group(path: str, mtime: int, size: int, group: int) -> "pyarrow.Chunked
 
 
 def _open(stream: IO[bytes]) -> "ParquetFile":
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise OSError(errno.ENOSYS, "Parquet files need pyarrow: pip install 'captioner[shards]'") from error
+    require_pyarrow()
+    from pyarrow.parquet import ParquetFile
+
     return ParquetFile(stream)
 
 

@@ -47,6 +47,11 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith(SHARD_SUFFIXES) if is_remote(path) else is_local_shard(path)
 
 
+def is_parquet(path: str) -> bool:
+    """Whether a shard is a Parquet file, else a tar archive: a file of this machine by its content."""
+    return path.lower().endswith(parquet_files.SUFFIX) if is_remote(path) else parquet_files.is_parquet(path)
+
+
 def name_of(path: str) -> str:
     """A shard's own name, without its folder."""
     return path.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
@@ -94,6 +99,8 @@ def fetched(names: Sequence[str], folder: str) -> Iterator[list[str]]:
             if target in there:
                 raise InputError(f"{found}: {there[target]} is called so, too", remedy="prepare them one by one")
             there[target] = found
+    if any(map(is_parquet, there.values())):
+        parquet_files.require_pyarrow()
     os.makedirs(folder, exist_ok=True)
     with atomic_write(mark):
         pass
@@ -125,8 +132,7 @@ def decode(member: Member, image_mode: ImageMode) -> np.ndarray | str:
 
 
 def _reader_of(path: str) -> Callable[[IO[bytes], str], Iterator[Member]]:
-    is_parquet = path.lower().endswith(parquet_files.SUFFIX) if is_remote(path) else parquet_files.is_parquet(path)
-    return _read_parquet if is_parquet else _read_tar
+    return _read_parquet if is_parquet(path) else _read_tar
 
 
 def _read_tar(stream: IO[bytes], shard: str) -> Iterator[Member]:

@@ -11,6 +11,7 @@ from typing import IO
 from captioner.data.address_lists import Item
 from captioner.data.download import Limits, download
 from captioner.data.listing import is_address, is_shard, list_images, list_shard, natural_key
+from captioner.data.parquet_files import is_parquet, require_pyarrow
 from captioner.errors import InputError
 from captioner.inference.sources import FileSource, open_folder
 
@@ -49,7 +50,8 @@ def open_inputs(names: Sequence[str], recursive: bool, limit: int, stdin: IO[byt
     if repeated:
         log.info("%d pictures are named more than once and taken once", repeated)
     if not found:
-        raise InputError("no pictures to caption: the list on stdin is empty")
+        reason = "the list on stdin is empty" if STDIN in names else "see the lines above"
+        raise InputError(f"no pictures to caption: {reason}")
     chosen = list(found.values())[: None if limit < 0 else limit]
     return _with_fetched(chosen)
 
@@ -66,7 +68,7 @@ def _expanded(names: Sequence[str], recursive: bool, stdin: IO[bytes]) -> Iterat
         elif os.path.isdir(name):
             yield from _of_folder(name, recursive)
         elif is_shard(name):
-            yield from list_shard(name)
+            yield from _of_shard(name, alone=len(names) == 1)
         elif os.path.lexists(name):
             yield name
         elif glob.has_magic(name):
@@ -77,7 +79,7 @@ def _expanded(names: Sequence[str], recursive: bool, stdin: IO[bytes]) -> Iterat
                 if os.path.isdir(match):
                     yield from _of_folder(match, recursive)
                 elif is_shard(match):
-                    yield from list_shard(match)
+                    yield from _of_shard(match, alone=len(matches) == 1)
                 else:
                     yield match
         else:
@@ -89,6 +91,19 @@ def _of_folder(name: str, recursive: bool) -> list[str]:
     if not paths:
         log.warning("%s: no image files in this folder%s", name, "" if recursive else " (--recursive looks deeper)")
     return [str(path) for path in paths]
+
+
+def _of_shard(name: str, alone: bool) -> list[str]:
+    """The pictures in a shard; one of which nothing can be read costs nothing else."""
+    if is_parquet(name):
+        require_pyarrow()
+    try:
+        return list_shard(name)
+    except InputError as error:
+        if alone:
+            raise
+        log.warning("skipped %s", error)
+        return []
 
 
 def _with_fetched(names: Sequence[str]) -> FileSource:

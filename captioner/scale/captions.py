@@ -18,7 +18,8 @@ import captioner
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.image_mode import ImageMode
 from captioner.data.listing import SHARD_SUFFIXES, natural_key
-from captioner.data.shards import is_shard, read_members
+from captioner.data.parquet_files import require_pyarrow
+from captioner.data.shards import is_parquet, is_shard, read_members
 from captioner.errors import InputError
 from captioner.output.rows import caption_row
 from captioner.runtime.files import protect
@@ -34,7 +35,7 @@ def find_shards(names: Sequence[str]) -> list[str]:
     """The shards that names stand for, in their order: files, folders of shards, patterns, addresses.
 
     Raises:
-        InputError: a name stands for nothing, or for something else.
+        InputError: a name stands for nothing, or for something else, or for what this Python cannot read.
     """
     found: list[str] = []
     for name in names:
@@ -61,6 +62,8 @@ def find_shards(names: Sequence[str]) -> list[str]:
         here = on_this_machine(name)
         if here is not None:
             protect(here)
+    if any(map(is_parquet, found)):
+        require_pyarrow()
     return list(dict.fromkeys(found))
 
 
