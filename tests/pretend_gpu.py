@@ -1,9 +1,11 @@
 """A GPU that is not there: tensors that say they lie on one, while the CPU computes; and a book of every transfer.
 
 What mixes devices fails as it would on a GPU. What makes the host wait for a GPU, and what is copied to or from it, is
-entered with the line of our code that asked for it.
+entered with the line of our code that asked for it. Its queues (streams) know what they have waited for: what one of
+them reads or writes too early, or whose memory may be given away too early, is found.
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from captioner import kernels
+from captioner.inference import lookahead
 from captioner.kernels.lstm import lstm_layer
 
 PACKAGE = str(Path(kernels.__file__).parents[1])
@@ -58,12 +61,57 @@ class OnGpu(Tensor):
         raise AssertionError(f"{func} outside of the pretended GPU")
 
 
+class Stream:
+    """A queue of the GPU.
+
+    Attributes:
+        count: what it was given to do so far.
+        seen: of each other queue, how much of that was done before what it is given now.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self.seen = name, 0, Counter[Stream]()
+
+    def record_event(self) -> "Event":
+        event = Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event: "Event") -> None:
+        assert event.stream, "nobody has recorded it"
+        for stream, count in (event.seen | Counter({event.stream: event.count})).items():
+            self.seen[stream] = max(self.seen[stream], count)
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.wait_event(other.record_event())
+
+
+class Event:
+    stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.count, self.seen = stream, stream.count, Counter(stream.seen)
+
+    def synchronize(self) -> None: ...
+
+
+class Memory:
+    """A tensor's memory: whose queue it comes from, and who has used it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.owner, self.written = stream, (stream, stream.count)
+        self.read: dict[Stream, int] = {}
+        self.kept_for: set[Stream] = {stream}
+
+
 class PretendGpu(TorchDispatchMode):
     """Within, "cuda" exists.
 
     Attributes:
         book: how often what was done by which line ("upload, pageable", "upload", "download", "wait").
         kernels: operators that the GPU was given to compute; views are none.
+        queued: the queue of each of them, and the line that asked for it.
+        races: what a queue uses without having waited for another; what it uses of another's memory, unsaid.
     """
 
     def __init__(self) -> None:
@@ -71,6 +119,11 @@ class PretendGpu(TorchDispatchMode):
         self.book: Counter[tuple[str, str]] = Counter()
         self.kernels = 0
         self.pinned: set[int] = set()
+        self.default = self.stream = Stream("default")
+        self.queued: list[tuple[str, str]] = []
+        self.races: list[str] = []
+        self._host_seen: Counter[Stream] = Counter()
+        self._memory: dict[int, Memory] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -109,12 +162,65 @@ class PretendGpu(TorchDispatchMode):
         # What is made in inference mode would have no place for what wrapped tensors need.
         with torch.inference_mode(False), torch.set_grad_enabled(False):
             found = func(*plain_args, **plain_kwargs)
+        views = any(one.alias_info and not one.alias_info.is_write for one in func._schema.returns)
+        if theirs or to_gpu:
+            self._queue(func, args, theirs, found if to_gpu else None, views)
         if not to_gpu:
             return found
-        views = any(one.alias_info and not one.alias_info.is_write for one in func._schema.returns)
         self.kernels += not views
         with torch.inference_mode(False):
             return self._wrapped(found, theirs)
+
+    def begin(self) -> None:
+        """Watch what comes from now on; what is there by now, as weights, stays for good."""
+        for noted in (self.book, self.queued, self.races, self._memory):
+            noted.clear()
+        self.kernels = 0
+
+    def _queue(self, func: Any, args: Any, theirs: list[OnGpu], found: Any, views: bool) -> None:
+        """Note what the current queue is given, and what it reads and writes."""
+        if views:
+            return
+        stream = self.stream
+        stream.count += 1
+        self.queued.append((stream.name, _line()))
+        written = {
+            _place(value)
+            for value, known in zip(args, func._schema.arguments, strict=False)
+            if isinstance(value, OnGpu) and known.alias_info and known.alias_info.is_write
+        }
+        for place in {_place(value) for value in theirs}:
+            memory = self._memory.get(place)
+            if memory is None:  # made before anybody looked
+                continue
+            others = [memory.written, *(memory.read.items() if place in written else ())]
+            for other, count in others:
+                if other is not stream and max(stream.seen[other], self._host_seen[other]) < count:
+                    self.races.append(f"{func} in {stream.name} does not wait for {other.name}: {_line()}")
+            if stream not in memory.kept_for:
+                self.races.append(f"{func} in {stream.name} uses memory of {memory.owner.name}, unsaid: {_line()}")
+            memory.read[stream] = stream.count
+            if place in written:
+                memory.written = stream, stream.count
+        known = {_place(value) for value in theirs}
+        for value in tree_flatten(found)[0]:
+            if isinstance(value, Tensor) and (place := value.untyped_storage().data_ptr()) not in known:
+                self._memory[place] = Memory(stream)
+        if found is None or func in WAITS:  # the host has its answer: all that the queue was given is done
+            self._host_seen[stream] = stream.count
+
+    def keep_for(self, tensor: Tensor, stream: Stream) -> None:
+        assert isinstance(tensor, OnGpu)
+        if memory := self._memory.get(_place(tensor)):
+            memory.kept_for.add(stream)
+
+    @contextmanager
+    def in_stream(self, stream: Stream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
 
     def _wrapped(self, found: Any, theirs: list[OnGpu]) -> Any:
         known = {id(value.values): value for value in theirs}
@@ -153,10 +259,8 @@ def _line() -> str:
     return f"{Path(frame.f_code.co_filename).relative_to(PACKAGE).as_posix()}: {frame.f_code.co_name}"
 
 
-class _Event:
-    def record(self, _: object) -> None: ...
-
-    def synchronize(self) -> None: ...
+def _place(tensor: OnGpu) -> int:
+    return tensor.values.untyped_storage().data_ptr()
 
 
 @contextmanager
@@ -167,8 +271,13 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
         torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does: no driver is asked to change its device
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
-        patch.setattr(torch.cuda, "Event", _Event)
-        patch.setattr(torch.cuda, "current_stream", lambda _=None: None)
+        patch.setattr(torch.cuda, "Event", Event)
+        names = {0: "uploads", -1: "searches"}
+        patch.setattr(torch.cuda, "Stream", lambda _, priority=0: Stream(names[priority]))
+        patch.setattr(torch.cuda, "stream", gpu.in_stream)
+        patch.setattr(torch.cuda, "current_stream", lambda _=None: gpu.stream)
+        patch.setattr(Tensor, "record_stream", lambda tensor, stream: gpu.keep_for(tensor, stream))
+        patch.setattr(lookahead, "_streams", functools.cache(lookahead._streams.__wrapped__))
         patch.setattr(Tensor, "pin_memory", lambda tensor: gpu.pin(tensor))
         patch.setattr(Tensor, "is_pinned", lambda tensor: gpu.is_pinned(tensor))
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)

@@ -183,6 +183,21 @@ def test_rows_of_an_image_share_its_grid(image):
     torch.testing.assert_close(second[0], expected[2])
 
 
+@pytest.mark.parametrize(("image", "per_image"), [([0, 0, 1, 1, 2, 2, 3, 3], 2), ([1, 1, 3, 3], 2), ([0, 2], 1)])
+@torch.no_grad()
+def test_rows_of_which_all_images_have_as_many_need_not_be_counted(image, per_image):
+    decoder, grids = make_decoder(), some_grids()
+    _, state = decoder.step(torch.full((4,), decoder.end_id), decoder.start(grids))
+    for rows in (torch.tensor(image), torch.arange(len(image)).flip(0).view(-1, per_image).flip(0).flatten()):
+        counted, told = state.select(rows), state.select(rows, per_image)
+        assert told.rows.width == counted.rows.width and told.rows.place is None is counted.rows.place
+        for name in ("keys", "values", "from_mean", "h1", "c1", "h2", "c2"):
+            assert torch.equal(getattr(told, name), getattr(counted, name)), name
+        assert torch.equal(told.rows.image, counted.rows.image)
+        state = told
+    assert state.select(torch.arange(len(image)), per_image).rows is state.rows  # nobody left
+
+
 @torch.no_grad()
 def test_half_precision_weights_give_float32_logprobs():
     decoder, grids = make_decoder(), some_grids(2).float()

@@ -116,6 +116,22 @@ def test_a_killed_process_stops_the_others_and_the_command_goes_on(undisturbed, 
     assert histories[0] == histories[1]
 
 
+def test_another_number_of_processes_goes_on_with_a_run(undisturbed, data, command, tmp_path):
+    """Two processes, then one, then three train what two train undisturbed: in 1 to 16, 17 to 24, 25 to 30."""
+    for size, last in ((2, 16), (1, 24), (3, 30)):
+        process = torchrun([*data, "--max_iters", last], tmp_path, size=size)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        before = {1: 2, 3: 1}.get(size)
+        assert not before or f"{size} process(es) go on with what {before} did" in err, err
+    one, two = (load_checkpoint(folder / "model_id_last.pt").state_dict for folder in (undisturbed, tmp_path))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    reports = [json.loads((folder / "model_id.json").read_text()) for folder in (undisturbed, tmp_path)]
+    for history in ("loss_history", "val_loss_history"):
+        assert reports[1][history] == pytest.approx(reports[0][history], abs=1e-4)
+
+
 def test_more_processes_than_images_of_a_batch_is_one_line(data, tmp_path):
     process = torchrun([*data, "--batch_size", 1], tmp_path)
     _, err = process.communicate(timeout=100)

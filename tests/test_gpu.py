@@ -12,7 +12,7 @@ from trainers import make_trainer
 from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
-from captioner.inference.run import evaluate_batch
+from captioner.inference.run import evaluate, evaluate_batch
 from captioner.model.caption_model import CaptionModel
 from captioner.model.config import ModelConfig
 from captioner.search import SearchOptions, search
@@ -26,8 +26,8 @@ def make_model() -> CaptionModel:
     return CaptionModel(CONFIG)
 
 
-def make_batch() -> Batch:
-    generator = torch.Generator().manual_seed(0)
+def make_batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(1, 13, (8, 6), generator=generator)
     labels[::3, 4:] = 0
     return Batch(
@@ -69,6 +69,24 @@ def test_evaluation_gives_what_the_cpu_gives(exact_products):
     assert [h.tokens for own in here.hypotheses for h in own] == [h.tokens for own in there.hypotheses for h in own]
     assert here.loss_sum == pytest.approx(there.loss_sum, rel=1e-4)
     assert here.num_targets == there.num_targets
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_batches_encoded_ahead_give_what_the_cpu_gives(beam_size, exact_products):
+    vocab = Vocab([f"w{number}" for number in range(12)])
+    here, there = (
+        [
+            [h.tokens for own in found.hypotheses for h in own]
+            for found in evaluate(
+                Captioner([make_model()], vocab, torch.device(device), torch.float32),
+                [make_batch(seed) for seed in range(8)],
+                SearchOptions(beam_size),
+            )
+        ]
+        for device in ("cpu", "cuda")
+    )
+    assert here == there and len({str(one) for one in here}) > 1
 
 
 def synchronisations(work) -> int:

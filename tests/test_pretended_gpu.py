@@ -1,5 +1,7 @@
 """What runs on a GPU, without one: devices are not mixed, and the host neither waits nor copies but where it must."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from captioner.data.batches import pinned_ahead
 from captioner.data.dataset import Dataset
 from captioner.data.vocabulary import Vocab
 from captioner.inference.captioner import Captioner
-from captioner.inference.run import evaluate_batch
+from captioner.inference.run import evaluate, evaluate_batch
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint_content import TrainingHistory
 from captioner.model.config import ModelConfig
@@ -47,8 +49,8 @@ def make_model(decoder: str) -> CaptionModel:
     return model
 
 
-def make_batch() -> Batch:
-    generator = torch.Generator().manual_seed(0)
+def make_batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(1, 13, (2 * IMAGES, 6), generator=generator)
     labels[::3, 4:] = 0
     images = torch.randint(0, 256, (IMAGES, 3, 256, 256), dtype=torch.uint8, generator=generator)
@@ -69,7 +71,7 @@ def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
     with pretend_gpu(monkeypatch) as gpu:
         trainer = make_trainer(make_model(decoder).to(GPU), "adam", 0.01)
         batch = next(iter(pinned_ahead([make_batch()])))
-        gpu.book.clear()
+        gpu.begin()
         loss = update(trainer, batch, 0, rate_factor=1.0, finetune=True)
         assert not gpu.lines("wait", "download", "upload, pageable"), gpu.book
         assert gpu.count("upload") <= 7, gpu.book  # pixels, crops, and what the decoder arranges
@@ -93,7 +95,7 @@ def test_features_to_keep_are_fetched_once_a_batch_whatever_their_crops(tiny_dat
     (wanted,) = Views(make_model("attention").eval(), dataset, form, torch.device("cpu"), 0).of(indices)
     with pretend_gpu(monkeypatch) as gpu:
         views = Views(make_model("attention").eval().to(GPU), dataset, form, GPU, 0)
-        gpu.book.clear()
+        gpu.begin()
         (found,) = views.of(indices)
         assert not gpu.lines("upload, pageable"), gpu.book
         assert gpu.count("upload") == 1 and gpu.count("download", "wait") == 1, gpu.book
@@ -110,15 +112,78 @@ def test_a_search_asks_once_a_step_and_fetches_what_it_found_in_one_piece(decode
     with pretend_gpu(monkeypatch) as gpu:
         captioner = Captioner([make_model(decoder)], vocab, GPU, torch.float32)
         batch = next(iter(pinned_ahead([bare])))
-        gpu.book.clear()
-        gpu.kernels = 0
+        gpu.begin()
         found = evaluate_batch(captioner, batch, options, 0)
         assert [[h.tokens for h in own] for own in found.hypotheses] == wanted
         steps = 6
         assert not gpu.lines("upload, pageable"), gpu.book
         assert gpu.count("upload") <= 4, gpu.book  # pixels and crops, and which words are never said or never last
-        # Once a step whether all have ended; in the end ids and numbers. Where rows of images are regrouped, an
-        # attending decoder asks how many there are, twice a step.
-        regrouping = 2 * (steps - 1) if decoder == "attention" and beam_size > 1 else 0
-        assert gpu.count("download", "wait") <= steps + 2 + regrouping, gpu.book
+        # Once a step whether all have ended; in the end ids and numbers.
+        assert gpu.count("download", "wait") <= steps + 2, gpu.book
         assert gpu.kernels <= KERNELS[decoder, beam_size], gpu.kernels
+
+
+def findings(captioner: Captioner, batches: list[Batch]) -> list:
+    return [
+        ([[h.tokens for h in own] for own in found.hypotheses], round(found.loss_sum, 3))
+        for found in evaluate(captioner, batches, SearchOptions(beam_size=2))
+    ]
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+def test_the_next_batch_is_encoded_beside_the_search_of_this_one(decoder, monkeypatch):
+    """In queues of their own, none of which uses what another has not finished yet."""
+    vocab, batches = Vocab(WORDS), [make_batch(seed) for seed in range(4)]
+    plain = Captioner([make_model(decoder)], vocab, torch.device("cpu"), torch.float32)
+    wanted = findings(plain, batches)
+    with pretend_gpu(monkeypatch) as gpu:
+        captioner = Captioner([make_model(decoder)], vocab, GPU, torch.float32)
+        gpu.begin()
+        assert findings(captioner, batches) == wanted
+        assert not gpu.races, gpu.races
+        assert gpu.stream is gpu.default
+        turns = [queue for queue, _ in itertools.groupby(queue for queue, _ in gpu.queued)]
+        assert turns == ["uploads", "default"] + 3 * ["uploads", "default", "searches"]  # the last search is two
+        assert all("search" not in line for queue, line in gpu.queued if queue != "searches")
+        assert not gpu.lines("upload, pageable"), gpu.book
+        assert sum(times for (what, line), times in gpu.book.items() if what == "upload" and "batch.py" in line) == 8
+
+
+def test_where_memory_is_too_small_for_two_batches_they_come_one_after_the_other(monkeypatch):
+    vocab, batches = Vocab(WORDS), [make_batch(seed) for seed in range(4)]
+    plain = Captioner([make_model("lstm")], vocab, torch.device("cpu"), torch.float32)
+    wanted = findings(plain, batches)
+    with pretend_gpu(monkeypatch) as gpu:
+        captioner = Captioner([make_model("lstm")], vocab, GPU, torch.float32)
+        calls, see = [], captioner.see
+
+        def two_are_too_many(batch: Batch, with_grid: bool):
+            calls.append(len(batch.positions))
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("injected")
+            return see(batch, with_grid)
+
+        monkeypatch.setattr(captioner, "see", two_are_too_many)
+        gpu.begin()
+        assert findings(captioner, batches) == wanted and not gpu.races
+        assert calls == [4] * 5 and captioner.pieces.count == 1  # one in vain, and nothing in smaller pieces
+        turns = [queue for queue, _ in itertools.groupby(queue for queue, _ in gpu.queued)]
+        assert turns == ["uploads", "default", "uploads", "searches", "default"]  # the others in one queue
+
+
+def test_what_one_queue_uses_of_another_unsaid_is_found(monkeypatch):
+    """The pretended GPU itself."""
+    with pretend_gpu(monkeypatch) as gpu:
+        other = torch.cuda.Stream(GPU)
+        made = torch.ones(3, device=GPU)
+        with torch.cuda.stream(other):
+            made + 1
+        assert len(gpu.races) == 2 and "does not wait for default" in gpu.races[0] and "unsaid" in gpu.races[1]
+        gpu.races.clear()
+        made.record_stream(other)
+        other.wait_stream(torch.cuda.current_stream(GPU))
+        with torch.cuda.stream(other):
+            made + 1
+        assert not gpu.races
+        made.add_(1)  # which the other queue may not have read yet
+        assert len(gpu.races) == 1

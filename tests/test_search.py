@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -21,8 +22,11 @@ class TableState:
     rows: Tensor
     device = torch.device("cpu")
 
-    def select(self, rows: Tensor) -> "TableState":
-        return TableState(self.rows[rows])
+    def select(self, rows: Tensor, per_image: int | None = None) -> "TableState":
+        left = self.rows[rows]
+        if per_image is not None:
+            assert set(Counter(left[:, 0].tolist()).values()) == {per_image}
+        return TableState(left)
 
 
 class TableModel:

@@ -13,6 +13,7 @@ def make_trainer(
     learning_rate: float = 0.1,
     dtype: torch.dtype = torch.float32,
     trains_cnn: bool = True,
+    from_block: int = 1,
 ) -> Trainer:
     """All of `model`, or its language model alone, trained by one rule."""
     rule = Rule(optim, learning_rate=learning_rate, alpha=0.8, beta=0.999, epsilon=1e-8)
@@ -20,7 +21,7 @@ def make_trainer(
         model,
         lm_rule=rule,
         cnn_rule=rule if trains_cnn else None,
-        finetune_from_block=1,
+        finetune_from_block=from_block,
         grad_clip=0.1,
         cnn_weight_decay=0.0,
         accumulate=1,

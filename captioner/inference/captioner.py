@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,21 @@ from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_
 from captioner.model.caption_model import CaptionModel
 from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32, prepare_for_inference
+
+
+@dataclass
+class Seen:
+    """What models see of a batch of images.
+
+    Attributes:
+        encodings: for each model what its decoder reads, one row per image: (N, E), or (N, G, E) where it attends.
+        grid: (N, C, 7, 7), the first model's last convolution block, where it was asked for.
+        ready: what a GPU notes when it has computed this; None: whoever reads it is behind it in the same queue.
+    """
+
+    encodings: list[Tensor]
+    grid: Tensor | None = None
+    ready: torch.cuda.Event | None = None
 
 
 class Captioner:
@@ -55,10 +71,13 @@ class Captioner:
         """What each model's decoder sees of the images, one row per image."""
         return [model.encode(batch.inputs) for model in self.models]
 
-    def encode_with_grid(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """The same of a batch of pixels, with the first model's last convolution block, (N, C, 7, 7)."""
-        assert isinstance(batch.inputs, PixelInputs)
+    def see(self, batch: Batch, with_grid: bool) -> Seen:
+        """What all models see of a batch, wherever it lies; with the grid only of pixels."""
+        moved = batch.to(self.device)
+        if not with_grid:
+            return Seen(self.encode(moved))
+        assert isinstance(moved.inputs, PixelInputs)
         first, *others = self.models
-        grid = first.last_block(batch.inputs.images, batch.inputs.offsets)
-        encodings = [first.encode_features(first.encoder.head(grid)), *(model.encode(batch.inputs) for model in others)]
-        return encodings, grid
+        grid = first.last_block(moved.inputs.images, moved.inputs.offsets)
+        encodings = [first.encode_features(first.encoder.head(grid)), *(model.encode(moved.inputs) for model in others)]
+        return Seen(encodings, grid)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.caption_model import CaptionModel
+from captioner.runtime.transfers import upload
 
 
 def heat_maps(model: CaptionModel, grid: Tensor, captions: Sequence[Sequence[int]]) -> list[list[bytes]]:
@@ -32,7 +33,8 @@ def heat_maps(model: CaptionModel, grid: Tensor, captions: Sequence[Sequence[int
     longest = max(map(len, captions), default=0)
     if longest == 0:
         return [[] for _ in captions]
-    labels = torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions], device=grid.device)
+    padded = torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions])
+    labels = upload(padded, grid.device)
     # A copy: what was computed in inference mode takes no part in gradients.
     heat = word_heat(model, grid.clone().float(), labels).clamp(min=0)
     heat = heat / heat.amax(dim=2, keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)

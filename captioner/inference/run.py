@@ -1,5 +1,6 @@
 """The only loop over batches: their captions, and the loss of known ones. Training's validation runs through it too."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,9 +12,11 @@ from captioner.data.batch import Batch
 from captioner.data.batches import pinned_ahead
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
-from captioner.inference.captioner import Captioner
+from captioner.inference.captioner import Captioner, Seen
 from captioner.inference.explain import heat_maps
+from captioner.inference.lookahead import Lookahead
 from captioner.inference.rerank import reranked
+from captioner.runtime.transfers import download
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
 
 
@@ -76,39 +79,50 @@ class Totals:
 
 
 def evaluate_batch(
-    captioner: Captioner, batch: Batch, options: SearchOptions, seed: int, explain: bool = False
+    captioner: Captioner,
+    batch: Batch,
+    options: SearchOptions,
+    seed: int,
+    explain: bool = False,
+    seen: Seen | None = None,
 ) -> Evaluated:
     """Caption the images of a batch; if it carries captions, add up their loss (of the first model).
 
     Args:
         seed: sampling only; the image at position i draws from seed + i, however images are batched.
         explain: with a map per word of where the first model looked (see `heat_maps`).
+        seen: what the models see of the batch, where that is computed already.
     """
-    evaluated, grid = _caption_batch(captioner, batch, options, seed, explain)
-    if grid is not None:
+    evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped, arithmetic=captioner.arithmetic)
+    if not batch.positions:
+        return evaluated
+    with torch.inference_mode():
+        seen = seen or captioner.see(batch, with_grid=explain)
+        _caption(captioner, batch, seen.encodings, options, seed, evaluated)
+    if seen.grid is not None:
         best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
-        evaluated.heat = heat_maps(captioner.models[0], grid, best)
+        evaluated.heat = heat_maps(captioner.models[0], seen.grid, best)
     return evaluated
 
 
-@torch.inference_mode()
-def _caption_batch(
-    captioner: Captioner, batch: Batch, options: SearchOptions, seed: int, keep_grid: bool
-) -> tuple[Evaluated, Tensor | None]:
-    evaluated = Evaluated(batch.positions, batch.info, [], batch.skipped, arithmetic=captioner.arithmetic)
-    if not batch.positions:
-        return evaluated, None
-    moved = batch.to(captioner.device)
-    encodings, grid = captioner.encode_with_grid(moved) if keep_grid else (captioner.encode(moved), None)
+def _caption(
+    captioner: Captioner,
+    batch: Batch,
+    encodings: Sequence[Tensor],
+    options: SearchOptions,
+    seed: int,
+    evaluated: Evaluated,
+) -> None:
+    """Enter captions, and the loss of known ones."""
     seeds = [seed + position for position in batch.positions]
     evaluated.hypotheses = captions_of_encodings(captioner, encodings, options, seeds)
     known = batch.captions
     if len(known):
         model = captioner.models[0]
-        loss_sum, num_targets, found = model.loss_and_hits(encodings[0], known.image_of_caption, known.labels)
-        evaluated.loss_sum, evaluated.num_targets = float(loss_sum), int(num_targets)
+        loss_sum, num_targets, hits = model.loss_and_hits(encodings[0], known.image_of_caption, known.labels)
+        loss, found = download([loss_sum, hits])
+        evaluated.loss_sum, evaluated.num_targets = float(loss), num_targets
         evaluated.num_top1, evaluated.num_top5 = found.tolist()
-    return evaluated, grid
 
 
 def captions_of_encodings(
@@ -142,19 +156,23 @@ def evaluate(
 ) -> Iterator[Evaluated]:
     """Caption every batch in turn, in smaller pieces where the device's memory is too small for a whole one.
 
+    On a GPU the next batch is read, uploaded and encoded meanwhile.
+
     Args:
         explain: with a map per word of where the first model looked (see `heat_maps`).
     """
+    ahead = Lookahead(captioner, explain) if captioner.device.type == "cuda" else None
+    encoded = ahead.encoded(pinned_ahead(batches)) if ahead else ((batch, None) for batch in batches)
 
-    def caption(piece: Batch) -> Evaluated:
-        with captioner.turn:
-            return evaluate_batch(captioner, piece, options, seed, explain)
+    def caption(piece: Batch, seen: Seen | None) -> Evaluated:
+        with captioner.turn, ahead.searching(seen) if ahead and seen else contextlib.nullcontext():
+            return evaluate_batch(captioner, piece, options, seed, explain, seen)
 
-    for batch in pinned_ahead(batches) if captioner.device.type == "cuda" else batches:
+    for batch, seen in encoded:
         done: list[Evaluated] = []
         while not done:  # once more, in smaller pieces, where the memory was too small
             with captioner.pieces.of(batch) as pieces:
-                done = [caption(piece) for piece in pieces]
+                done = [caption(piece, seen if len(pieces) == 1 else None) for piece in pieces]
         yield _join(done)
 
 

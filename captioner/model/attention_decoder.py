@@ -61,6 +61,11 @@ class RowsOfImages:
             return cls(image, None, width)
         return cls.of(image, len(counts))
 
+    @classmethod
+    def even(cls, num_images: int, per_image: int, device: torch.device) -> "RowsOfImages":
+        """Rows that stand image by image, as many of each."""
+        return cls(torch.arange(num_images * per_image, device=device) // per_image, None, per_image)
+
     def to(self, device: torch.device) -> "RowsOfImages":
         place = None if self.place is None else upload(self.place, device)
         return RowsOfImages(upload(self.image, device), place, self.width)
@@ -104,16 +109,25 @@ class AttentionState:
     def device(self) -> torch.device:
         return self.h1.device
 
-    def select(self, rows: Tensor) -> "AttentionState":
+    def select(self, rows: Tensor, per_image: int | None = None) -> "AttentionState":
         """The state whose row i goes on from row rows[i] of this one; images without rows are forgotten.
 
         Args:
             rows: int64, such that images stay in order and together.
+            per_image: how many each image has, where all have as many.
         """
-        images, image, counts = torch.unique_consecutive(self.rows.image[rows], return_inverse=True, return_counts=True)
+        if per_image is not None:  # nothing to count, for which the host would wait for a GPU
+            images = self.rows.image[rows[::per_image]]
+            same = len(images) == len(self.keys) and (self.rows.place, self.rows.width) == (None, per_image)
+            grouped = self.rows if same else RowsOfImages.even(len(images), per_image, rows.device)
+        else:
+            images, image, counts = torch.unique_consecutive(
+                self.rows.image[rows], return_inverse=True, return_counts=True
+            )
+            grouped = RowsOfImages.grouped(image, counts)
         state = replace(
             self,
-            rows=RowsOfImages.grouped(image, counts),
+            rows=grouped,
             h1=self.h1[rows],
             c1=self.c1[rows],
             h2=self.h2[rows],
@@ -280,7 +294,7 @@ class AttentionDecoder(nn.Module):
         products: Mapping[str, Callable[[Tensor], Tensor]] = self.packed or {
             name: partial(F.linear, weight=weight, bias=bias) for name, (weight, bias) in self._weights().items()
         }
-        rows = RowsOfImages(torch.arange(len(grid), device=grid.device), None, 1)
+        rows = RowsOfImages.even(len(grid), 1, grid.device)
         h = keys.new_zeros(len(grid), self.lstm1.hidden_size)
         c = widen(h)
         return AttentionState(keys, values, products["mean"](grid.mean(1)), rows, h, c, h, c, products)

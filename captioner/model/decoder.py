@@ -33,8 +33,8 @@ class LSTMState:
     def device(self) -> torch.device:
         return self.h.device
 
-    def select(self, rows: Tensor) -> "LSTMState":
-        """The state whose row i goes on from row rows[i] of this one."""
+    def select(self, rows: Tensor, per_image: int | None = None) -> "LSTMState":
+        """The state whose row i goes on from row rows[i] of this one; which image a row belongs to does not matter."""
         return LSTMState(self.h.index_select(1, rows), self.c.index_select(1, rows))
 
 
@@ -164,4 +164,6 @@ class Decoder(nn.Module):
             inputs, cell = lstm_cell(gates, state.c[layer])
             h.append(inputs)
             c.append(cell)
+        if len(h) == 1:  # as most models: nothing to copy
+            return LSTMState(h[0].unsqueeze(0), c[0].unsqueeze(0))
         return LSTMState(torch.stack(h), torch.stack(c))

@@ -1,5 +1,6 @@
 """Captions of shards: which there are, what is said about their pictures, and the loop in this process."""
 
+import collections
 import glob
 import hashlib
 import itertools
@@ -16,11 +17,13 @@ import torch
 
 import captioner
 from captioner.data.batch import Batch, PixelInputs
-from captioner.data.image_mode import ImageMode
+from captioner.data.batches import NO_IMAGES
 from captioner.data.listing import SHARD_SUFFIXES, natural_key
 from captioner.data.parquet_files import require_pyarrow
 from captioner.data.shards import is_parquet, is_shard, read_members
 from captioner.errors import InputError
+from captioner.inference.caption import Caption
+from captioner.inference.run import evaluate
 from captioner.output.rows import caption_row
 from captioner.runtime.files import protect
 from captioner.runtime.precision import Precision
@@ -82,26 +85,15 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-class _Decoded:
-    """Pictures that are decoded already, as `captioner.Model.run` wants them."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def batches(
-        self, positions: Iterable[Sequence[int]], num_workers: int, image_mode: ImageMode = "squash"
-    ) -> Iterator[Batch]:
-        for group in positions:
-            items = [self.items[position] for position in group]
-            pixels = [item.pixels for item in items if item.pixels is not None]
-            yield Batch(
-                info=[{"id": item.id, "file_path": item.file_name} for item in items],
-                positions=[item.index for item in items],  # by which random draws differ
-                inputs=PixelInputs(torch.from_numpy(np.stack(pixels))),
-            )
+def _batch_of(items: Sequence[Item]) -> Batch:
+    """Those of the pictures that could be decoded."""
+    good = [item for item in items if item.pixels is not None]
+    pixels = [item.pixels for item in good if item.pixels is not None]
+    return Batch(
+        info=[{"id": item.id, "file_path": item.file_name} for item in good],
+        positions=[item.index for item in good],  # by which random draws differ
+        inputs=PixelInputs(torch.from_numpy(np.stack(pixels)) if pixels else NO_IMAGES),
+    )
 
 
 class CaptionItems:
@@ -120,16 +112,25 @@ class CaptionItems:
         self.seed, self.min_confidence = seed, min_confidence
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:
-        places = [place for place, item in enumerate(items) if item.pixels is not None]
-        done = list(items)
-        if not places:
-            return done
-        decoded = _Decoded([items[place] for place in places])
-        (evaluated,) = self.model.run(decoded, [range(len(places))], self.options, seed=self.seed)
-        for place, caption in zip(places, self.model.captions_of(evaluated, self.min_confidence), strict=True):
-            row = dumps(caption_row(caption), ensure_ascii=False)
-            done[place] = replace(items[place], pixels=None, row=row)
+        (done,) = self.stream([items])
         return done
+
+    def stream(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Item]]:
+        """The same for batch after batch; a GPU encodes the next one meanwhile."""
+        taken: collections.deque[Sequence[Item]] = collections.deque()  # whoever captions may read ahead
+
+        def decoded() -> Iterator[Batch]:
+            for items in batches:
+                taken.append(items)
+                yield _batch_of(items)
+
+        for evaluated in evaluate(self.model.captioner, decoded(), self.options, self.seed):
+            captions = iter(self.model.captions_of(evaluated, self.min_confidence))
+            yield [item if item.pixels is None else _said(item, next(captions)) for item in taken.popleft()]
+
+
+def _said(item: Item, caption: Caption) -> Item:
+    return replace(item, pixels=None, row=dumps(caption_row(caption), ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,10 @@ def run_here(
     shards: Sequence[str],
     numbers: Iterable[int],
     read: Callable[[int, str], Iterator[Item]],
-    worker: Worker,
+    worker: CaptionItems,
     batch_size: int,
 ) -> Iterator[Item]:
     """The pictures of the shards that are asked for, through a worker in this process."""
     items = itertools.chain.from_iterable(read(number, shards[number]) for number in numbers)
-    while batch := list(itertools.islice(items, batch_size)):
-        yield from worker(batch)
+    batches = iter(lambda: list(itertools.islice(items, batch_size)), [])
+    return itertools.chain.from_iterable(worker.stream(batches))

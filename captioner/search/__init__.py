@@ -102,7 +102,7 @@ def _with_requirements(
         free = replace(
             options, min_length=0, no_repeat_ngram=0, no_immediate_repeat=False, repeatable=(), bad_endings=()
         )
-        again = beam_search(step, state.select(rows), len(without), vocab_size, max_length, free)
+        again = beam_search(step, state.select(rows, 1), len(without), vocab_size, max_length, free)
         for image, hypotheses in zip(without, again, strict=True):
             found[image] = hypotheses
     return found
@@ -118,8 +118,8 @@ class EnsembleState:
     def device(self) -> torch.device:
         return self.states[0].device
 
-    def select(self, rows: Tensor) -> "EnsembleState":
-        return EnsembleState(tuple(state.select(rows) for state in self.states))
+    def select(self, rows: Tensor, per_image: int | None = None) -> "EnsembleState":
+        return EnsembleState(tuple(state.select(rows, per_image) for state in self.states))
 
 
 def ensemble_step(steps: Sequence[Step]) -> Step:

@@ -80,8 +80,8 @@ def beam_search(
             images = images[running]
             kept = upload(torch.from_numpy(running.nonzero()[0]), device)
             best, scores, tokens, rows = best[kept], scores[kept], tokens[kept], rows[kept]
-        tokens, rows = tokens.flatten(), rows.flatten()
-        state = state.select(rows)
+        per_image, tokens, rows = rows[0].numel(), tokens.flatten(), rows.flatten()
+        state = state.select(rows, per_image)
         rules.select(rows)
         rules.append(tokens)
     return _collect(trace, num_images, end_id, options)

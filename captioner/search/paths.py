@@ -44,7 +44,7 @@ def follow_paths(
         logprobs = rules(logprobs, t)
         if t == 0 and copies > 1:
             parents = torch.arange(num_images, device=device).repeat_interleave(copies)
-            logprobs, state = logprobs[parents], state.select(parents)
+            logprobs, state = logprobs[parents], state.select(parents, copies)
             rules.select(parents)
         chosen, ids = topk(logprobs, 1) if seeds is None else _draw(logprobs, uniform[:, t], options)
         tokens = ids.squeeze(1) + 1
@@ -56,7 +56,7 @@ def follow_paths(
         if not running.all():
             rows = rows[running]
             kept = upload(torch.from_numpy(running.nonzero()[0]), device)
-            tokens, state = tokens[kept], state.select(kept)
+            tokens, state = tokens[kept], state.select(kept, 1 if copies == 1 else None)
             rules.select(kept)
             if seeds is not None:
                 uniform = uniform[kept]

@@ -21,11 +21,12 @@ class State(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def select(self, rows: Tensor) -> Any:
+    def select(self, rows: Tensor, per_image: int | None = None) -> Any:
         """The state whose row i goes on from row rows[i] of this one, for rows int64 of any length.
 
         Rows of one image stay together, and images in their order: what belongs to an image need not be copied for its
-        rows, and may be forgotten when it has none left.
+        rows, and may be forgotten when it has none left. Where each image that is left has as many rows, `per_image`
+        says how many: it need not be counted.
         """
         ...
 

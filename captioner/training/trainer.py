@@ -1,22 +1,27 @@
 """A model with all that changes its weights: groups of parameters, each with its update rule, and how batches pass."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captioner.data.batch import Batch
+from captioner.data.batch import Batch, PixelInputs
 from captioner.errors import InputError
 from captioner.kernels import arithmetic, prove_for_training
 from captioner.model.caption_model import CaptionModel
+from captioner.model.encoder import CONVS_BEFORE_POOL
 from captioner.runtime.device import widest_float
 from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32
 from captioner.runtime.processes import Processes
+from captioner.training.frozen_layers import FrozenLayers
 from captioner.training.optim import clip_elementwise, make_optimizer
+
+log = logging.getLogger(__name__)
 
 # Of a model and a batch with all its references: −reward summed over sampled captions, and their number.
 SelfCriticalLoss = Callable[[CaptionModel, Batch], tuple[Tensor, int]]
@@ -188,12 +193,16 @@ class Trainer:
             self.groups["cnn"] = ParameterGroup(cnn, cnn_rule, clip, decay=cnn_weight_decay)
         trained = [parameter for group in self.groups.values() for parameter in group.parameters]
         self.average = RunningAverage(trained, ema) if ema else None
+        self._from_block, self._finetuned = finetune_from_block, False
+        self._frozen: FrozenLayers | None = None
 
     def trained(self, finetune: bool) -> list[ParameterGroup]:
         """Put the model into training mode; returns what is trained: the language model, and the CNN if fine-tuned."""
         self.model.train()
         for module in self.model.encoder.cnn_modules():
             module.train(finetune)
+        if finetune != self._finetuned:
+            self._finetuned, self._frozen = finetune, None
         if "cnn" in self.groups:
             for parameter in self.groups["cnn"].parameters:
                 parameter.requires_grad_(finetune)
@@ -206,10 +215,20 @@ class Trainer:
         """
         batch = piece.to(self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            batch = self._through_frozen_layers(batch)
             if self_critical:
                 assert self.self_critical is not None
                 return self.self_critical(self.model, batch)
             return self.model(batch.inputs, batch.captions, self.label_smoothing)
+
+    def _through_frozen_layers(self, batch: Batch) -> Batch:
+        """The batch as the first trained layer sees it; in float32, where autocast casts nothing, as it is."""
+        all_trained = self._finetuned and self._from_block < len(CONVS_BEFORE_POOL)
+        if self.dtype == torch.float32 or all_trained or not isinstance(batch.inputs, PixelInputs):
+            return batch
+        if self._frozen is None:
+            self._frozen = FrozenLayers(self.model, last_block=self._finetuned, dtype=self.dtype)
+        return replace(batch, inputs=self._frozen(batch.inputs))
 
     def begin(self, iteration: int, groups: list[ParameterGroup]) -> None:
         """Be as at the beginning of an iteration, whatever an attempt at it without enough memory has left behind."""
@@ -254,8 +273,9 @@ class Trainer:
                 )
 
     def optimizer_states(self) -> dict[str, Any]:
-        """Plain types and tensors for the resume state; the pieces too, since dropout draws anew for each of them."""
-        states: dict[str, Any] = {"pieces": [self.accumulate, self.pieces.count]}
+        """Plain types and tensors for the resume state; the pieces too, since dropout draws anew for each of them, and
+        how many processes there are, each of which draws its own."""
+        states: dict[str, Any] = {"pieces": [self.accumulate, self.pieces.count], "processes": self.processes.size}
         if self.average:
             states["average"] = self.average.values
         return states | {name: group.optimizer.state_dict() for name, group in self.groups.items()}
@@ -274,6 +294,12 @@ class Trainer:
             asked, needed = states.get("pieces", (1, 1))
             if asked == self.accumulate:  # another --accumulate is the user's new wish
                 self.pieces.count = needed
+            if (before := states.get("processes", self.processes.size)) != self.processes.size:
+                log.info(
+                    "%d process(es) go on with what %d did: the same training, but for rounding and what dropout draws",
+                    self.processes.size,
+                    before,
+                )
             if self.average and "average" in states:
                 self.average.restore(states["average"])
             for name, group in self.groups.items():
