@@ -145,6 +145,7 @@ def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: Sear
     places = np.full((len(trace), num_images), -1)
     for t, one in enumerate(trace):
         places[t, one.images] = np.arange(len(one.images))
+    row_of = places.tolist()  # lists are what Python is quickest to look up in
     parts = [(part.parent, part.token, part.logprob, part.score) for one in trace for part in (one.live, one.done)]
     fetched = iter(download([field for part in parts for field in part]))
     decided = [([next(fetched) for _ in range(4)], [next(fetched) for _ in range(4)]) for _ in trace]
@@ -163,10 +164,10 @@ def _collect(trace: list[_BeamStep], num_images: int, end_id: int, options: Sear
     def walk(image: int, t: int, group: int, parent: int, token: int, logprob: float) -> Hypothesis:
         tokens, logprobs = [token], [logprob]
         for s in range(t - 1, -1, -1):
-            parents, ids, values = (field[places[s, image]][group] for field in live[s])
-            tokens.append(ids[parent])
-            logprobs.append(values[parent])
-            parent = parents[parent]
+            place, (parents, ids, values) = row_of[s][image], live[s]
+            tokens.append(ids[place][group][parent])
+            logprobs.append(values[place][group][parent])
+            parent = parents[place][group][parent]
         return make_hypothesis(tokens[::-1], logprobs[::-1], end_id)
 
     results = []
