@@ -12,6 +12,7 @@ from captioner.data.batch import Batch, KnownCaptions, PixelInputs
 from captioner.data.batches import pinned_ahead
 from captioner.data.dataset import Dataset
 from captioner.data.vocabulary import Vocab
+from captioner.errors import InputError
 from captioner.inference.captioner import Captioner
 from captioner.inference.run import evaluate, evaluate_batch
 from captioner.model.caption_model import CaptionModel
@@ -169,6 +170,18 @@ def test_where_memory_is_too_small_for_two_batches_they_come_one_after_the_other
         assert calls == [4] * 5 and captioner.pieces.count == 1  # one in vain, and nothing in smaller pieces
         turns = [queue for queue, _ in itertools.groupby(queue for queue, _ in gpu.queued)]
         assert turns == ["uploads", "default", "uploads", "searches", "default"]  # the others in one queue
+
+
+def test_a_batch_that_cannot_be_read_costs_none_before_it(monkeypatch):
+    def batches():
+        yield from (make_batch(seed) for seed in range(2))
+        raise InputError("the file is cut off")
+
+    with pretend_gpu(monkeypatch):
+        found = evaluate(Captioner([make_model("lstm")], Vocab(WORDS), GPU, torch.float32), batches(), SearchOptions())
+        assert [len(next(found).positions) for _ in range(2)] == [4, 4]
+        with pytest.raises(InputError, match="cut off"):
+            next(found)
 
 
 def test_what_one_queue_uses_of_another_unsaid_is_found(monkeypatch):

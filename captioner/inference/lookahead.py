@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captioner.data.batch import Batch
+from captioner.errors import InputError
 from captioner.inference.captioner import Captioner, Seen
 from captioner.runtime.memory import is_out_of_memory
 
@@ -36,13 +37,19 @@ class Lookahead:
         """Every batch, when the next one is queued, with what the models see of it; None where memory is too small for
         two batches at once."""
         before: tuple[Batch, Seen | None] | None = None
-        for batch in batches:
-            queued = batch, self._queue(batch)
-            if before:
-                yield before
-            before = queued
+        failed: InputError | None = None
+        try:
+            for batch in batches:
+                queued = batch, self._queue(batch)
+                if before:
+                    yield before
+                before = queued
+        except InputError as error:  # of the next batch: what comes before it is not lost
+            failed = error
         if before:
             yield before
+        if failed:
+            raise failed
 
     @contextlib.contextmanager
     def searching(self, seen: Seen) -> Iterator[None]:
