@@ -62,6 +62,7 @@ def caption_shards(opt: argparse.Namespace) -> None:
     check_options(opt)
 
     import captioner
+    from captioner.data.parquet_files import require_pyarrow
     from captioner.inference.load import CALIBRATION_PHOTOS, load_models
     from captioner.model.checkpoint import bundled_model_path
     from captioner.runtime.device import choose_device
@@ -81,6 +82,8 @@ def caption_shards(opt: argparse.Namespace) -> None:
 
     keep_freed_memory()
     shards = find_shards(opt.pictures)
+    if opt.output_format == "parquet":
+        require_pyarrow()
     checkpoint = load_models(opt.model)[0]
     captioned_with = {"search": search_keywords(opt), "seed": opt.seed, "min_confidence": opt.min_confidence}
     run = {"models": [digest_of(path) for path in opt.model or [bundled_model_path()]], "precision": opt.precision}

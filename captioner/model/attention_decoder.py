@@ -135,8 +135,7 @@ class AttentionState:
         )
         if len(images) == len(self.keys):
             return state
-        per_image = (self.keys[images], self.values[images], self.from_mean[images])
-        return replace(state, keys=per_image[0], values=per_image[1], from_mean=per_image[2])
+        return replace(state, keys=self.keys[images], values=self.values[images], from_mean=self.from_mean[images])
 
 
 class AttentionDecoder(nn.Module):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from captioner.data.parquet_files import require_pyarrow
 from captioner.data.shards import name_of
 from captioner.errors import InputError
 from captioner.runtime.locks import sole_run
@@ -91,16 +90,13 @@ class ShardResults:
         overwrite: whether results of other runs, or of anybody, may be replaced.
 
     Raises:
-        InputError: two shards are called alike, or the folder has results of another run, or cannot be written; or this
-            Python cannot write the format.
+        InputError: two shards are called alike, or the folder has results of another run, or cannot be written.
     """
 
     def __init__(
         self, shards: Sequence[str], folder: str, format: str, run: dict[str, object], overwrite: bool
     ) -> None:
         self.shards, self.folder, self.format = shards, folder, format
-        if format == "parquet":
-            require_pyarrow()
         self.tally = Tally()
         self._open: dict[int, _Open] = {}
         self._closed: set[int] = set()
