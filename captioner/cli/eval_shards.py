@@ -62,7 +62,7 @@ def caption_shards(opt: argparse.Namespace) -> None:
     check_options(opt)
 
     import captioner
-    from captioner.data.parquet_files import require_pyarrow
+    from captioner.data.listing import require_pyarrow
     from captioner.inference.load import CALIBRATION_PHOTOS, load_models
     from captioner.model.checkpoint import bundled_model_path
     from captioner.runtime.device import choose_device

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captioner.data.listing import SHARD_SUFFIXES
-from captioner.data.parquet_files import is_parquet, require_pyarrow
+from captioner.data.listing import SHARD_SUFFIXES, require_pyarrow
+from captioner.data.parquet_files import is_parquet
 from captioner.data.records import Record, find_images_root, stream_records
 from captioner.data.tar_files import cut_off_at, is_tar
 from captioner.data.tokenizers import tokenise

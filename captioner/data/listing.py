@@ -85,6 +85,18 @@ def is_shard(path: str | os.PathLike[str]) -> bool:
     return is_tar(path) or is_parquet(path)
 
 
+def require_pyarrow() -> None:
+    """Refuse Parquet files, before any work, where they cannot be read or written: nothing is wrong with them.
+
+    Raises:
+        InputError: pyarrow is missing.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise InputError(parquet_files.NEEDS_PYARROW, remedy=parquet_files.INSTALL) from error
+
+
 def list_shard(path: str) -> list[str]:
     """The pictures in a shard, in its order, each named as if the shard were a folder.
 

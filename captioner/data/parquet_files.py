@@ -1,8 +1,7 @@
 """Pictures in the rows of Parquet files, named as if the file were a folder and its rows numbered files: a.parquet/17.
 
 As img2dataset writes them (a column jpg, png or webp) and Hugging Face's datasets (a column image, of bytes and path).
-Errors are OSErrors, as of other files, with a reason to read. pyarrow is imported where it is needed; that it is
-missing is an InputError.
+Errors are OSErrors, as of other files, with a reason to read. pyarrow is imported where it is needed.
 """
 
 import contextlib
@@ -12,8 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
-
-from captioner.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -25,6 +22,7 @@ _MAGIC = b"PAR1"
 _PICTURE_COLUMNS = "image jpg jpeg png webp picture img image_bytes bytes content data".split()
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id")
 _ROWS_AT_ONCE = 64
+NEEDS_PYARROW, INSTALL = "Parquet files need pyarrow", "pip install 'captioner[shards]'"
 NO_BYTES = "the row has no bytes of a picture"
 _reading = threading.Lock()
 
@@ -38,18 +36,6 @@ def is_parquet(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
-
-
-def require_pyarrow() -> None:
-    """Refuse Parquet files, before any work, where they cannot be read or written: nothing is wrong with them.
-
-    Raises:
-        InputError: pyarrow is missing.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise InputError("Parquet files need pyarrow", remedy="pip install 'captioner[shards]'") from error
 
 
 def read_rows(
@@ -154,9 +140,10 @@ def _row_group(path: str, mtime: int, size: int, group: int) -> "pyarrow.Chunked
 
 
 def _open(stream: IO[bytes]) -> "ParquetFile":
-    require_pyarrow()
-    from pyarrow.parquet import ParquetFile
-
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise OSError(errno.ENOSYS, f"{NEEDS_PYARROW}: {INSTALL}") from error
     return ParquetFile(stream)
 
 

@@ -20,7 +20,7 @@ from captioner.data import parquet_files, tar_files
 from captioner.data.image_formats import has_image_suffix
 from captioner.data.image_mode import ImageMode
 from captioner.data.images import MAX_FILE_BYTES, decode_image
-from captioner.data.listing import SHARD_SUFFIXES
+from captioner.data.listing import SHARD_SUFFIXES, require_pyarrow
 from captioner.data.listing import is_shard as is_local_shard
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write
@@ -100,7 +100,7 @@ def fetched(names: Sequence[str], folder: str) -> Iterator[list[str]]:
                 raise InputError(f"{found}: {there[target]} is called so, too", remedy="prepare them one by one")
             there[target] = found
     if any(map(is_parquet, there.values())):
-        parquet_files.require_pyarrow()
+        require_pyarrow()
     os.makedirs(folder, exist_ok=True)
     with atomic_write(mark):
         pass

@@ -3,32 +3,17 @@
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.vocabulary import Vocab
+from captioner.inference.lookahead import Seen
 from captioner.kernels import Int8Convolutions, arithmetic, can_pack, prove_for_search
 from captioner.model.caption_model import CaptionModel
 from captioner.runtime.pieces import Pieces
 from captioner.runtime.precision import keep_float32, prepare_for_inference
-
-
-@dataclass
-class Seen:
-    """What models see of a batch of images.
-
-    Attributes:
-        encodings: for each model what its decoder reads, one row per image: (N, E), or (N, G, E) where it attends.
-        grid: (N, C, 7, 7), the first model's last convolution block, where it was asked for.
-        ready: what a GPU notes when it has computed this; None: whoever reads it is behind it in the same queue.
-    """
-
-    encodings: list[Tensor]
-    grid: Tensor | None = None
-    ready: torch.cuda.Event | None = None
 
 
 class Captioner:

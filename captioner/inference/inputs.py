@@ -10,8 +10,8 @@ from typing import IO
 
 from captioner.data.address_lists import Item
 from captioner.data.download import Limits, download
-from captioner.data.listing import is_address, is_shard, list_images, list_shard, natural_key
-from captioner.data.parquet_files import is_parquet, require_pyarrow
+from captioner.data.listing import is_address, is_shard, list_images, list_shard, natural_key, require_pyarrow
+from captioner.data.parquet_files import is_parquet
 from captioner.errors import InputError
 from captioner.inference.sources import FileSource, open_folder
 

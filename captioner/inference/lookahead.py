@@ -8,17 +8,45 @@ own, whose kernels go first where both want a processor. Pixels come through a t
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captioner.data.batch import Batch
 from captioner.errors import InputError
-from captioner.inference.captioner import Captioner, Seen
 from captioner.runtime.memory import is_out_of_memory
+from captioner.runtime.pieces import Pieces
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Seen:
+    """What models see of a batch of images.
+
+    Attributes:
+        encodings: for each model what its decoder reads, one row per image: (N, E), or (N, G, E) where it attends.
+        grid: (N, C, 7, 7), the first model's last convolution block, where it was asked for.
+        ready: what a GPU notes when it has computed this; None: whoever reads it is behind it in the same queue.
+    """
+
+    encodings: list[Tensor]
+    grid: Tensor | None = None
+    ready: torch.cuda.Event | None = None
+
+
+class Sees(Protocol):
+    """What encodes batches: a `Captioner`."""
+
+    device: torch.device
+    pieces: Pieces
+    turn: threading.RLock
+
+    def see(self, batch: Batch, with_grid: bool) -> Seen: ...
 
 
 class Lookahead:
@@ -28,7 +56,7 @@ class Lookahead:
         with_grid: whether the grid of the last convolution block is wanted, too.
     """
 
-    def __init__(self, captioner: Captioner, with_grid: bool) -> None:
+    def __init__(self, captioner: Sees, with_grid: bool) -> None:
         self.captioner, self.with_grid = captioner, with_grid
         self._uploads, self._searches = _streams(captioner.device)
         self._fits = True

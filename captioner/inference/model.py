@@ -241,6 +241,12 @@ class Model:
             explain: with a map per word of where the model looked.
         """
         batches = images.batches(groups, num_workers, self.image_mode)
+        return self.run_batches(batches, options, seed=seed, explain=explain)
+
+    def run_batches(
+        self, batches: Iterable[Batch], options: SearchOptions, *, seed: int = SEED, explain: bool = False
+    ) -> Iterator[Evaluated]:
+        """The same of batches that are read elsewhere; on a GPU one ahead."""
         return evaluate(self.captioner, batches, options, seed, explain)
 
     def captions_of(self, evaluated: Evaluated, min_confidence: float = 0.0) -> list[Caption]:

@@ -12,9 +12,9 @@ from captioner.data.batch import Batch
 from captioner.data.batches import pinned_ahead
 from captioner.data.vocabulary import Vocab
 from captioner.inference.caption import Caption, Word
-from captioner.inference.captioner import Captioner, Seen
+from captioner.inference.captioner import Captioner
 from captioner.inference.explain import heat_maps
-from captioner.inference.lookahead import Lookahead
+from captioner.inference.lookahead import Lookahead, Seen
 from captioner.inference.rerank import reranked
 from captioner.runtime.transfers import download
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search

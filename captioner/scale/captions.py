@@ -18,12 +18,10 @@ import torch
 import captioner
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.batches import NO_IMAGES
-from captioner.data.listing import SHARD_SUFFIXES, natural_key
-from captioner.data.parquet_files import require_pyarrow
+from captioner.data.listing import SHARD_SUFFIXES, natural_key, require_pyarrow
 from captioner.data.shards import is_parquet, is_shard, read_members
 from captioner.errors import InputError
 from captioner.inference.caption import Caption
-from captioner.inference.run import evaluate
 from captioner.output.rows import caption_row
 from captioner.runtime.files import protect
 from captioner.runtime.precision import Precision
@@ -124,7 +122,7 @@ class CaptionItems:
                 taken.append(items)
                 yield _batch_of(items)
 
-        for evaluated in evaluate(self.model.captioner, decoded(), self.options, self.seed):
+        for evaluated in self.model.run_batches(decoded(), self.options, seed=self.seed):
             captions = iter(self.model.captions_of(evaluated, self.min_confidence))
             yield [item if item.pixels is None else _said(item, next(captions)) for item in taken.popleft()]
 
