@@ -6,10 +6,12 @@ import json
 import os
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import png_chunk
 from PIL import Image, ImageCms, PngImagePlugin
 
 import captioner.inference.watch
@@ -27,6 +29,15 @@ XMP = (
     b"<dc:subject><rdf:Bag><rdf:li>holiday</rdf:li></rdf:Bag></dc:subject>%s</rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 GERMAN = b'<dc:description><rdf:Alt><rdf:li xml:lang="de">ein Hund</rdf:li></rdf:Alt></dc:description>'
+
+
+# In PNG's iTXt: no deflated bytes, no such fields, and 200 MB of nothing in 200 kB.
+ODD_XMP = (b"\1\0\0\0no deflated bytes", b"\1\0", b"\1\0\0\0" + zlib.compress(bytes(2 * 10**8), 9))
+
+
+def with_compressed_xmp(data: bytes) -> bytes:
+    png = saved(noise(), "PNG")
+    return png[:33] + png_chunk(b"iTXt", b"XML:com.adobe.xmp\0" + data) + png[33:]
 
 
 def noise(size=(48, 40), seed=0) -> Image.Image:
@@ -199,6 +210,7 @@ def test_what_cannot_take_it_inside_gets_a_sidecar(tmp_path, caplog, monkeypatch
         "scan.tif": saved(noise(), "TIFF"),
         "cut.jpg": jpeg[:300],
         "readonly.jpg": jpeg,
+        **{f"odd{number}.png": with_compressed_xmp(data) for number, data in enumerate(ODD_XMP)},
         "long.jpg": jpeg[:2] + segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 900) + jpeg[2:],
     }
     for name, content in several.items():
@@ -213,6 +225,21 @@ def test_what_cannot_take_it_inside_gets_a_sidecar(tmp_path, caplog, monkeypatch
         assert metadata.is_captioned(tmp_path / name)
     after = (tmp_path / "long.jpg").read_bytes()  # either way nothing of it is lost
     assert several["long.jpg"][2:920] in after and after.endswith(jpeg[-200:])
+
+
+@pytest.mark.parametrize("odd", ["pipe", "endless", "sparse"])
+def test_what_came_in_a_photo_s_place_is_not_read(tmp_path, odd):
+    photo = tmp_path / "photo.jpg"
+    if odd == "pipe":
+        os.mkfifo(photo)
+    elif odd == "endless":
+        photo.symlink_to("/dev/zero")
+    else:
+        with photo.open("wb") as stream:
+            stream.truncate(30 * 2**30)
+    with pytest.raises(InputError, match=r"photo\.jpg|/dev/zero"):
+        rewrite(photo, lambda content: content + b"x")
+    assert os.listdir(tmp_path) == ["photo.jpg"]
 
 
 def test_a_library_that_would_lose_something_is_not_believed(tmp_path, caplog, monkeypatch):

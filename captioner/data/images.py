@@ -23,6 +23,7 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.parquet_files import read_row
 from captioner.data.tar_files import read_member
 from captioner.errors import InputError
+from captioner.runtime.files import open_regular
 from captioner.runtime.quantities import bytes_text
 
 # Refused beyond these: a file that is no photo, or one that unpacks to gigabytes.
@@ -85,7 +86,7 @@ def read_file(path: str | Path) -> bytes:
             raise InputError(
                 f"{path}: holds {bytes_text(status.st_size)}", expected=f"at most {bytes_text(MAX_FILE_BYTES)}"
             )
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(status.st_size)  # no more, even if it grows
     except (FileNotFoundError, NotADirectoryError):
         data = _read_from_archive(path)

@@ -111,7 +111,7 @@ class WatchedFolder:
         stamp = _stamp(path)
         if stamp is None:
             return False  # it was taken away again
-        if time.time() - stamp[1] > PATIENCE_SECONDS:
+        if abs(time.time() - stamp[1]) > PATIENCE_SECONDS:  # or to come: clocks of cameras are wrong at times
             return True
         self._arriving[path] = (stamp, time.monotonic() + POLL_SECONDS)
         return False

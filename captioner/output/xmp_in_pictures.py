@@ -13,6 +13,7 @@ from PIL import Image
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _JPEG_XMP, _PNG_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"XML:com.adobe.xmp\0"
+_LARGEST_PACKET = 2**26  # bytes
 _WEBP_HAS_XMP, _WEBP_HAS_ALPHA = 0x04, 0x10
 
 
@@ -125,8 +126,20 @@ def _png_packet(part: bytes) -> bytes | None:
     if not part.startswith(b"iTXt" + _PNG_XMP, 4):
         return None
     flags, text = part[8 + len(_PNG_XMP) :][:2], part[8 + len(_PNG_XMP) + 2 : -4]
-    text = text.split(b"\0", 2)[2]  # after the language and the translated keyword
-    return zlib.decompress(text) if flags[:1] == b"\1" else text
+    try:
+        text = text.split(b"\0", 2)[2]  # after the language and the translated keyword
+        return _decompressed(text) if flags[:1] == b"\1" else text
+    except (IndexError, zlib.error) as error:
+        raise Unsuitable("its XMP is damaged") from error
+
+
+def _decompressed(data: bytes) -> bytes:
+    """A few bytes may stand for gigabytes."""
+    inflated = zlib.decompressobj()
+    text = inflated.decompress(data, _LARGEST_PACKET)
+    if inflated.unconsumed_tail:
+        raise Unsuitable("its XMP is too long")
+    return text
 
 
 def _png_part(packet: bytes) -> bytes:

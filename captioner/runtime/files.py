@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -112,10 +113,10 @@ def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
     """
     path = Path(os.path.realpath(path))
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, LARGEST_SMALL) as stream:
             found = os.fstat(stream.fileno())
             content = stream.read()
-        if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o222:
+        if not found.st_mode & 0o222:
             raise InputError(f"{path}: is read-only, and stays as it is")
         changed = change(content)
         if changed is None or changed == content:
@@ -203,18 +204,42 @@ def require_writable_folder(folder: str | Path, purpose: str) -> Path:
     return folder
 
 
+def open_regular(path: str | Path, most: float = math.inf) -> IO[bytes]:
+    """Open a regular file to read. To open a pipe would wait for a writer, and some devices never end.
+
+    Raises:
+        OSError: it is none, holds more than `most` bytes, or cannot be opened.
+    """
+    # Looked at before it is opened: to open a device can do things. And then again: another may have come in its place.
+    _require_regular(path, os.stat(path), most)
+    stream = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    try:
+        _require_regular(path, os.fstat(stream.fileno()), most)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _require_regular(path: str | Path, found: os.stat_result, most: float) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, more than {most:,}", str(path))
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_small(path: str | Path) -> bytes:
-    """The bytes of a regular file. To open a pipe would wait for a writer, and some devices never end.
+    """The bytes of a regular file.
 
     Raises:
         OSError: it is none, holds more than LARGEST_SMALL bytes, or cannot be read.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "a folder, a pipe or a device", str(path))
-    if found.st_size > LARGEST_SMALL:
-        raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, more than {LARGEST_SMALL:,}", str(path))
-    return Path(path).read_bytes()
+    with open_regular(path, LARGEST_SMALL) as stream:
+        return stream.read()
 
 
 def read_json(path: str | Path, what: str = "", remedy: str = "") -> Any:
