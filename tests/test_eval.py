@@ -17,6 +17,7 @@ from PIL import Image
 
 from captioner.cli.eval import build_parser, run_name
 from captioner.inference.sources import open_folder
+from captioner.model import checkpoint as checkpoint_files
 from captioner.output.results import Journal
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
@@ -288,6 +289,27 @@ def test_the_loss_of_a_resumed_run_is_that_of_all_images(model, tiny_dataset, co
         told = [re.search(line, done.stdout + done.stderr)[0] for done in (resumed, whole)]
         assert told[0] == told[1]
     assert "7 images captioned" in whole.stderr
+
+
+def test_another_bundled_model_is_another_run(model, photos, command, tmp_path, monkeypatch):
+    """As after an update of the package: what the one said does not become a part of what the other says."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(checkpoint_files, "BUNDLED_MODEL", model.name)
+    argv = ["eval", "--image_folder", photos, *CPU, "--vis_dir", "", "--batch_size", 2, "--output", tmp_path / "o.json"]
+    append = Journal.append
+
+    def interrupted(*arguments):
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_files, "ASSETS", model.parent)
+        patched.setattr(Journal, "append", interrupted)
+        assert command(*argv).returncode == 130
+    shutil.copy(model, tmp_path / "other")
+    monkeypatch.setattr(checkpoint_files, "ASSETS", tmp_path / "other")
+    done = command(*argv, "--resume", 1)
+    assert done.returncode == 1 and "belongs to a run with another model" in done.stderr
 
 
 def test_resuming_another_run_is_refused(model, photos, command, tmp_path):

@@ -124,6 +124,27 @@ def test_an_interruption_while_modules_are_imported_is_130_and_one_line(module, 
     assert done.stderr == f"{told}: interrupted\n"
 
 
+WITHIN_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from captioner.cli.options import run
+def body():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:  # as NumPy does while it is imported
+        raise ImportError("IMPORTANT:\\n\\nPLEASE READ THIS") from error
+assert run("caption-x", lambda: None) == 0
+code = run("caption-x", body)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+sys.exit(code)
+"""
+
+
+def test_an_interruption_that_a_module_in_c_turns_into_another_exception():
+    done = subprocess.run([sys.executable, "-c", WITHIN_C], cwd=Path(__file__).parents[1], capture_output=True)
+    assert (done.returncode, done.stderr) == (130, b"caption-x: interrupted\n")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("arguments", [["eval", "--help"], ["score", "--version"], ["--help"]])
 def test_help_goes_where_results_go(arguments):

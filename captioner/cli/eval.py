@@ -416,11 +416,15 @@ def with_photos(opt: argparse.Namespace) -> "list[PhotoCaptions]":
 def run_name(opt: argparse.Namespace, source: "Source") -> str:
     """The same for the same run: for the same options, but those that change no caption, and the same images and
     models, whatever they are called."""
+    from captioner.model.checkpoint import bundled_model_path
+
     ignored = {"resume", "num_workers", "batch_size", "gpuid", "backend", "vis_dir", "output", "share", "overwrite"}
     ignored |= {"references", "language_eval", "id", "dump_path", "model", "image_folder"}
     options = {name: value for name, value in vars(opt).items() if name not in ignored}
     images = source.identity(sizes=opt.write_metadata != "embed")  # photos grow by what is written into them
-    text = json.dumps([options, [identity_of(path) for path in opt.model], images], sort_keys=True)
+    text = json.dumps(
+        [options, [identity_of(path) for path in opt.model or [bundled_model_path()]], images], sort_keys=True
+    )
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NoReturn
 
 from captioner import __version__
@@ -284,9 +286,17 @@ def run(command: str, body: Callable[[], int | None]) -> int:
 
     What the system refuses (a full disk, a file that vanished, too little memory) is one line, too.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = False
+
+    def interrupt(_: int, __: FrameType | None) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = before not in (signal.SIG_IGN, None) and threading.current_thread() is threading.main_thread()  # IGN: nohup
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     with guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LogFormatter())
@@ -294,7 +304,12 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         logging.raiseExceptions = False  # a stderr that is full must not end a command
         try:
             outputs.check_outputs()
-            code = body() or 0
+            try:
+                code = body() or 0
+            except Exception as error:
+                if interrupted:  # among the imports of a module in C, which makes another exception of it
+                    raise KeyboardInterrupt from error
+                raise
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
@@ -320,6 +335,8 @@ def run(command: str, body: Callable[[], int | None]) -> int:
             )
         finally:
             outputs.begin()
+            if ours:
+                signal.signal(signal.SIGINT, before)  # until Python has ended
         _forget_stdout()
         _say(f"{command}: error: {problem}")
         return 1
