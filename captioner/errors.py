@@ -4,6 +4,7 @@ import re
 
 # Control characters, line and paragraph separators, marks that turn the direction of text, and half characters.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST = 4000  # characters of a line: paths may have as many
 
 
 class InputError(Exception):
@@ -28,7 +29,7 @@ class InputError(Exception):
         if remedy:
             parts.append(remedy)
         # One line, whatever a foreign message brought along.
-        super().__init__(printable(" ".join("; ".join(parts).split())))
+        super().__init__(printable(shortened(" ".join("; ".join(parts).split()))))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Worker processes send their errors home; the keyword arguments must survive the journey.
@@ -37,6 +38,11 @@ class InputError(Exception):
 
 def _rebuild(problem: str, expected: str, remedy: str) -> InputError:
     return InputError(problem, expected=expected, remedy=remedy)
+
+
+def shortened(text: str) -> str:
+    """Text of a line for people: the middle of what fills a screen, as of a value of megabytes, is left out."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [..] {text[-_LONGEST // 2 :]}"
 
 
 def printable(text: str, keep: str = "") -> str:

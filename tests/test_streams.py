@@ -33,6 +33,13 @@ def test_control_characters_are_escaped():
     assert str(InputError(f"{NASTY}: no such file")) == SHOWN.replace(r"\n", " ") + ": no such file"
 
 
+def test_a_value_of_megabytes_does_not_fill_the_screen():
+    told = str(InputError(f"--query {'x' * 10**7}: means nothing", remedy="say it in other words"))
+    assert len(told) < 5000 and told.startswith("--query xx") and told.endswith("means nothing; say it in other words")
+    path = "/".join(["x" * 200] * 19)  # the longest that there are stay whole
+    assert path in str(InputError(f"{path}: is empty"))
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_encoding_takes_any_text(encoding):
     done = python(PRINT, env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, capture_output=True)
@@ -86,7 +93,14 @@ def test_a_reader_that_has_seen_enough():
     assert b"Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("error", ["OSError(5, 'Input/output error', 'photo.jpg')", "MemoryError()"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError(5, 'Input/output error', 'photo.jpg')",
+        "MemoryError()",
+        "ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+    ],
+)
 def test_what_the_system_refuses_is_one_line(error):
     done = python(f"def body(): raise {error}\nsys.exit(run('caption-x', body))", capture_output=True, text=True)
     assert done.returncode == 1

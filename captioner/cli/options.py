@@ -325,7 +325,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         except OSError as error:
             place = error.filename if isinstance(error.filename, str) else "the system"
             problem = InputError(f"{place}: {error.strerror or error}", remedy="check the disk and the file's folder")
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ImportError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).partition(". ")[0] or "not enough memory"

@@ -3,10 +3,9 @@
 import contextlib
 import os
 import re
+import stat
 
 from PIL import Image
-
-from captioner.runtime.files import open_regular
 
 # No EPS (runs Ghostscript), no formats without a signature of their own (TGA, raw), no vector graphics.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "HEIF")
@@ -39,7 +38,9 @@ def has_image_suffix(name: str) -> bool:
 def starts_like_image(path: str) -> bool:
     """Whether the first bytes of a regular file are those of a picture; False where they cannot be read."""
     try:
-        with open_regular(path) as stream:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as stream:
             return _SIGNATURES.match(stream.read(_SIGNATURE_BYTES)) is not None
     except OSError:
         return False

@@ -23,8 +23,8 @@ from captioner.data.image_mode import ImageMode
 from captioner.data.parquet_files import read_row
 from captioner.data.tar_files import read_member
 from captioner.errors import InputError
-from captioner.runtime.files import open_regular
 from captioner.runtime.quantities import bytes_text
+from captioner.runtime.regular_files import open_regular
 
 # Refused beyond these: a file that is no photo, or one that unpacks to gigabytes.
 MAX_FILE_BYTES = 512 * 2**20

@@ -13,6 +13,7 @@ _TOO_LITTLE = re.compile(
     "DefaultCPUAllocator: can't allocate memory|MPS backend out of memory|CUDA error: out of memory"
     "|CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling `?cublasCreate"
+    "|failed to map segment from shared object|cannot allocate memory in static TLS block"  # while torch is imported
 )
 
 

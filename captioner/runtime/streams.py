@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import IO, Any
 
-from captioner.errors import InputError, printable
+from captioner.errors import InputError, printable, shortened
 
 
 class LogFormatter(logging.Formatter):
@@ -16,14 +16,12 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            record.args = tuple(
-                printable(str(a)) if isinstance(a, str | PurePath | Exception) else a for a in record.args
-            )
+            record.args = tuple(map(_printable, record.args))
         return super().format(record)
 
 
 def _printable(value: object) -> object:
-    return printable(str(value)) if isinstance(value, str | PurePath | Exception) else value
+    return printable(shortened(str(value))) if isinstance(value, str | PurePath | Exception) else value
 
 
 class _Results:
