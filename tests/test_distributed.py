@@ -116,6 +116,7 @@ def test_a_killed_process_stops_the_others_and_the_command_goes_on(undisturbed, 
     assert histories[0] == histories[1]
 
 
+@pytest.mark.timeout(600)
 def test_another_number_of_processes_goes_on_with_a_run(undisturbed, data, command, tmp_path):
     """Two processes, then one, then three train what two train undisturbed: in 1 to 16, 17 to 24, 25 to 30."""
     for size, last in ((2, 16), (1, 24), (3, 30)):
