@@ -414,7 +414,8 @@ def test_refusals(shards, tiny_model, command, tmp_path):
     assert "add --engine ray" in last_line(shards, "--output_dir", tmp_path, "--actors", 2)
     assert "is no shard" in last_line(tiny_model, "--output_dir", tmp_path)
     assert "no such shard" in last_line(tmp_path / "gone.tar", "--output_dir", tmp_path)
-    assert "foo://a/out: cannot be used" in last_line("foo://a/b.tar", "--output_dir", "foo://a/out")
+    assert "foo://a/b.tar: cannot be used" in last_line("foo://a/b.tar", "--output_dir", tmp_path)
+    assert "foo://a/out: cannot be used" in last_line(shards, "--output_dir", "foo://a/out")
     (tmp_path / "00000.jsonl").write_text("mine")
     assert "is not of this run" in last_line(shards, "--output_dir", tmp_path)
     assert (tmp_path / "00000.jsonl").read_text() == "mine"
