@@ -251,7 +251,6 @@ def cluster(num_cpus: int) -> Iterator[str]:
     """A Ray cluster of this machine that says it has so many CPUs; its address."""
     # Who knows the token may connect: what this process starts from now on.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a machine with other work takes more than its 30 s
     command = [sys.executable, "-c", _HOLDER, str(num_cpus)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin and holder.stdout
