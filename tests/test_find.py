@@ -12,11 +12,13 @@ import torch
 from conftest import TINY_WORDS
 from PIL import Image
 
+from captioner.data.batch import FeatureInputs
 from captioner.data.vocabulary import Vocab
 from captioner.inference import find, photo_index
-from captioner.model.caption_model import CaptionModel
+from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
+from captioner.model.one_text import text_logprobs
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
 SHAPE = {"vocab_size": len(TINY_WORDS), "encoding_size": 16, "rnn_size": 24, "cnn_layer": "pool5"}
@@ -85,6 +87,36 @@ def test_all_photos_are_ranked_by_the_probability_of_the_text(model, photos, com
         assert [word["word"] for word in row["words"][:3]] == TEXT.split()
 
 
+@pytest.mark.parametrize("text", [(2,), (5, 3), (1, 4, 4, 2, 6, 3, 5)])
+def test_the_words_of_one_text_are_as_likely_as_by_teacher_forcing(checkpoint, text):
+    torch.manual_seed(7)
+    net = build_model(checkpoint).eval()
+    with torch.inference_mode():
+        seen = net.encode(FeatureInputs(torch.rand(5, *net.encoder.feature_shape)))
+        forced = net.decoder(seen, torch.tensor([text] * 5))[:, -len(text) - 1 : -1]  # (5, D, V+1)
+        expected = torch.stack([forced[:, place, word - 1] for place, word in enumerate(text)], 1)
+        torch.testing.assert_close(text_logprobs(net.decoder, seen, text), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_several_models_average_their_probabilities(model, checkpoint, photos, command):
+    net = build_model(checkpoint)
+    with torch.no_grad():
+        for weight in net.decoder.parameters():
+            weight.mul_(0.7)
+    other = model.with_name("other.pt")
+    save_checkpoint(other, Checkpoint(checkpoint.config, checkpoint.vocab, net.state_dict()))
+    captions, output = model.with_name("captions.json"), model.with_name("judged.jsonl")
+    captions.write_text(json.dumps([{"file_path": path.name, "captions": [TEXT]} for path in photos.iterdir()]))
+    argv = ["--model", model, other, "--images", photos, *CPU, "--output", output]
+    assert command("score", *argv, "--captions", captions).returncode == 0
+    rows = map(json.loads, output.read_text().splitlines())
+    known = {row["file_name"]: sum(word["logprob"] for word in row["words"]) for row in rows}
+    assert command("score", *argv, "--query", TEXT, "--overwrite", "1").returncode == 0
+    found = {row["file_name"]: row["logprob"] for row in map(json.loads, output.read_text().splitlines())}
+    assert found == pytest.approx(known, abs=0.02)
+    assert found != pytest.approx(judged(model, photos, command), abs=0.02)
+
+
 def test_some_are_judged_and_the_others_guessed(model, photos, command, monkeypatch):
     whole = {row["file_name"]: row for row in search(model, photos, command)}
     for name, count in {"FIRST": 2, "SAMPLE": 2, "SECOND": 3, "PHOTOS_AT_ONCE": 3}.items():
@@ -114,9 +146,7 @@ def test_what_judged_photos_show_corrects_the_guess_for_those_like_them():
 
 def test_likely_words_are_those_of_the_steps_along_the_captions(checkpoint, tmp_path):
     """Photo by photo, beam by beam, by the decoder's teacher forcing, which is other code than its steps."""
-    from captioner.data.batch import FeatureInputs
     from captioner.inference.captioner import Captioner
-    from captioner.model.caption_model import build_model
     from captioner.search import SearchOptions
     from captioner.search import search as search_captions
 

@@ -29,15 +29,18 @@ from captioner.errors import InputError
 from captioner.inference.caption import Likelihood
 from captioner.inference.captioner import Captioner
 from captioner.inference.photo_index import PhotoIndex, Place
+from captioner.model.attention_decoder import AttentionDecoder
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.checkpoint_fields import weights_digest
+from captioner.model.decoder import Decoder
+from captioner.model.one_text import text_logprobs
 from captioner.search import EnsembleState, SearchOptions, ensemble_step, search
 from captioner.search.rules import Step
 
 FIRST = 96  # photos judged because the first guess likes them
 SAMPLE = 96  # photos judged because they are spread over all
 SECOND = 128  # photos judged because the corrected guess likes them
-PHOTOS_AT_ONCE = 128
+PHOTOS_AT_ONCE = 64
 BEAMS = 3  # captions by which likely words are found
 LEAST = -30.0  # of a word's log-probability, in half precision
 COMMON = 800  # words by which photos are compared, the most common ones of the vocabulary
@@ -173,17 +176,12 @@ class PhotoSearch:
     def _judge(self, query: Query, rows: np.ndarray) -> Tensor:
         """Log-probabilities (P, D) of the words, on the CPU, for photos by row."""
         parts = [torch.empty(0, len(query.ids))]
-        tokens = [self.captioner.vocab.end_id, *query.ids]
         for start in range(0, len(rows), PHOTOS_AT_ONCE):
             some = rows[start : start + PHOTOS_AT_ONCE]
             features = self.index.features([self._places[row] for row in some])
             with self.captioner.turn:
-                step, state = self._decoding(features)
-                logprobs = []
-                for token, target in zip(tokens, query.ids, strict=False):
-                    of_words, state = step(torch.full((len(some),), token, device=self.captioner.device), state)
-                    logprobs.append(of_words[:, target - 1])
-                parts.append(torch.stack(logprobs, 1).cpu())
+                scored = [text_logprobs(own, seen, query.ids) for own, seen in self._encoded(features)]
+                parts.append((torch.stack(scored).logsumexp(0) - math.log(len(scored))).cpu())
         return torch.cat(parts)
 
     @torch.inference_mode()
@@ -195,15 +193,20 @@ class PhotoSearch:
             each = [model.cnn_features(inputs.images, inputs.offsets) for model in self.captioner.models]
             return torch.cat([features.flatten(1).float().cpu() for features in each], 1).numpy()
 
-    def _decoding(self, features: np.ndarray) -> tuple[Step, Any]:
-        """Step and state of a search among photos with features (P, F)."""
-        models, decoders = self.captioner.models, self.captioner.decoders
+    def _encoded(self, features: np.ndarray) -> list[tuple[Decoder | AttentionDecoder, Tensor]]:
+        """Each model's decoder, and what it sees of photos with features (P, F)."""
+        models = self.captioner.models
         sizes = [math.prod(model.encoder.feature_shape) for model in models]
-        parts = torch.from_numpy(features.astype(np.float32)).to(self.captioner.device).split(sizes, 1)
-        states = tuple(
-            decoder.start(model.encode(FeatureInputs(part.unflatten(1, model.encoder.feature_shape))))
-            for model, decoder, part in zip(models, decoders, parts, strict=True)
-        )
+        parts = torch.from_numpy(features).to(self.captioner.device).float().split(sizes, 1)
+        return [
+            (decoder, model.encode(FeatureInputs(part.unflatten(1, model.encoder.feature_shape))))
+            for model, decoder, part in zip(models, self.captioner.decoders, parts, strict=True)
+        ]
+
+    def _decoding(self, features: np.ndarray) -> tuple[Step, Any]:
+        """Step and state of a search for captions of photos with features (P, F)."""
+        decoders, encodings = zip(*self._encoded(features), strict=True)
+        states = tuple(decoder.start(seen) for decoder, seen in zip(decoders, encodings, strict=True))
         if len(decoders) == 1:
             return decoders[0].step, states[0]
         return ensemble_step([decoder.step for decoder in decoders]), EnsembleState(states)
