@@ -1,5 +1,6 @@
 """`python -m captioner eval ...` is `caption-eval ...`; without a command it lists them."""
 
+import difflib
 import importlib
 import sys
 
@@ -28,7 +29,9 @@ def main() -> int:
     usage = f"usage: python -m captioner COMMAND ...\n\n{listing}\n\npython -m captioner COMMAND --help tells more."
     if name in ("", "-h", "--help"):
         return importlib.import_module("captioner.cli.options").run("captioner", lambda: print(usage))
-    print(f"captioner: there is no command {name!r}\n{usage}", file=sys.stderr)
+    near = difflib.get_close_matches(name.removeprefix("caption-"), COMMANDS, n=1)
+    nearest = f"{near[0]} is the nearest; " if near else ""
+    print(f"captioner: there is no command {name!r}; {nearest}see python -m captioner --help", file=sys.stderr)
     return 2
 
 

@@ -119,10 +119,10 @@ def test_several_models_average_their_probabilities(model, checkpoint, photos, c
 
 def test_some_are_judged_and_the_others_guessed(model, photos, command, monkeypatch):
     whole = {row["file_name"]: row for row in search(model, photos, command)}
-    for name, count in {"FIRST": 2, "SAMPLE": 2, "SECOND": 3, "PHOTOS_AT_ONCE": 3}.items():
+    for name, count in {"FIRST": 2, "SAMPLE": 2, "ROUNDS": 2, "EACH": 2, "PHOTOS_AT_ONCE": 3}.items():
         monkeypatch.setattr(find, name, count)
     rows = search(model, photos, command)
-    assert 5 <= len(rows) <= 7
+    assert 6 <= len(rows) <= 8
     assert [row["logprob"] for row in rows] == sorted((row["logprob"] for row in rows), reverse=True)
     for row in rows:
         assert row["logprob"] == pytest.approx(whole[row["file_name"]]["logprob"], abs=1e-4)

@@ -145,5 +145,5 @@ def test_missing_parts_are_named(fake: Path) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
     assert score(["a dog"], [["a dog"]], metrics=METRICS).skipped == dict.fromkeys(
-        ("METEOR", "SPICE"), "pycocoevalcap is not installed (pip install 'captioner[metrics]')"
+        ("METEOR", "SPICE"), 'pycocoevalcap is not installed (pip install "captioner[metrics]")'
     )

@@ -250,3 +250,22 @@ def test_no_logged_losses(tiny_dataset, tiny_cnn, command, tmp_path):
 def test_the_converter_takes_the_originals_gpuid(command, tmp_path):
     done = command("convert", tmp_path / "gone.t7", "-gpuid", 0)
     assert done.returncode == 1 and "gone.t7: no such file" in done.stderr
+
+
+def test_a_misspelt_command_is_one_line_and_none_lists_them(monkeypatch, capsys):
+    from captioner.__main__ import COMMANDS as listed
+    from captioner.__main__ import main
+
+    for word, nearest in {
+        "evel": "eval is the nearest; ",
+        "caption-score": "score is the nearest; ",
+        "zzz": "",
+    }.items():
+        monkeypatch.setattr("sys.argv", ["captioner", word])
+        assert main() == 2
+        expected = f"captioner: there is no command {word!r}; {nearest}see python -m captioner --help\n"
+        assert capsys.readouterr() == ("", expected)
+    monkeypatch.setattr("sys.argv", ["captioner"])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in listed)

@@ -54,7 +54,7 @@ def test_numbers_of_actors(text, expected, capsys):
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'captioner\[ray\]'"):
+    with pytest.raises(InputError, match=r'pip install "captioner\[ray\]"'):
         ray_engine._connect(None)
 
 

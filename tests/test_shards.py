@@ -171,7 +171,7 @@ def test_where_pyarrow_is_missing_one_line_says_so_before_any_work(
     ):
         assert main([*argv] if main is prepro.main else [*argv, "--gpuid", "-1"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.endswith("error: Parquet files need pyarrow; pip install 'captioner[shards]'")
+        assert line.endswith('error: Parquet files need pyarrow; pip install "captioner[shards]"')
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar", "1.parquet"]
 
 

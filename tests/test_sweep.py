@@ -271,4 +271,4 @@ def test_bad_ranges_are_one_line(case, command, tmp_path):
 def test_without_optuna_it_says_what_to_install(ranges, command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     done = command("sweep", "--ranges", ranges, "--folder", tmp_path / "sweep")
-    assert done.returncode == 1 and "pip install captioner[sweep]" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and 'pip install "captioner[sweep]"' in done.stderr.splitlines()[-1]

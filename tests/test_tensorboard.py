@@ -71,4 +71,4 @@ def test_without_the_package_it_says_what_to_install(data, command, tmp_path, mo
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     done = command("train", *data, "--checkpoint_path", tmp_path)
     assert done.returncode == 1
-    assert "pip install captioner[tensorboard]" in done.stderr.splitlines()[-1]
+    assert 'pip install "captioner[tensorboard]"' in done.stderr.splitlines()[-1]

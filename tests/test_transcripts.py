@@ -63,7 +63,9 @@ def as_it_happens(blocks: re.Pattern[str], text: str, home: Path, environment: d
 
 def _told(log: str) -> str:
     lines = [line for line in log.splitlines() if TOLD.match(line)]
-    return "".join((line if len(line) <= WIDEST else line[:WIDEST].rpartition(" ")[0] + " …") + "\n" for line in lines)
+    return "".join(
+        (line if len(line) <= WIDEST else line[:WIDEST].rpartition(", ")[0] + ", …") + "\n" for line in lines
+    )
 
 
 def lay_out_dogs(home: Path) -> None:

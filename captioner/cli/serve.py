@@ -81,7 +81,7 @@ def serve_captions(opt: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "captioner":
             raise
-        raise InputError(f"the package {error.name} is missing", remedy="pip install captioner[serve]") from error
+        raise InputError(f"the package {error.name} is missing", remedy='pip install "captioner[serve]"') from error
     from captioner.service.decoding import Decoders
     from captioner.service.limits import Limits
 

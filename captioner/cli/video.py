@@ -78,7 +78,7 @@ def caption_video(opt: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "captioner":
             raise
-        raise InputError(f"the package {error.name} is missing", remedy="pip install captioner[video]") from error
+        raise InputError(f"the package {error.name} is missing", remedy='pip install "captioner[video]"') from error
     from captioner.output.page import sole_writer
     from captioner.runtime.signals import StopRequest
 

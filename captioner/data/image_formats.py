@@ -58,7 +58,7 @@ def describe_unknown(data: bytes) -> str:
     start = data[:512].lstrip()
     lowered = start.lower()
     if re.match(rb"....ftyp(?:hei|hev|mif1|msf1)", data[:12], re.DOTALL):
-        return "is a HEIC picture, which needs: pip install captioner[heic]"
+        return 'is a HEIC picture, which needs: pip install "captioner[heic]"'
     if lowered.startswith((b"<!doctype html", b"<html")):
         return "is a web page, not a picture"
     if lowered.startswith(b"<svg") or (lowered.startswith(b"<?xml") and b"<svg" in lowered):

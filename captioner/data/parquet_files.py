@@ -22,7 +22,7 @@ _MAGIC = b"PAR1"
 _PICTURE_COLUMNS = "image jpg jpeg png webp picture img image_bytes bytes content data".split()
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id")
 _ROWS_AT_ONCE = 64
-NEEDS_PYARROW, INSTALL = "Parquet files need pyarrow", "pip install 'captioner[shards]'"
+NEEDS_PYARROW, INSTALL = "Parquet files need pyarrow", 'pip install "captioner[shards]"'
 NO_BYTES = "the row has no bytes of a picture"
 _reading = threading.Lock()
 

@@ -5,7 +5,8 @@ that is the same for all photos, and only makes the numbers of different texts c
 costs the decoder about a fifth of a GFLOP, so that thousands of photos take many seconds. What is likely to be said
 about a photo is therefore noted once, word by word; that gives a first guess for every photo and says which photos are
 alike. Some photos are judged, those that come into question by the first guess and a sample of the others; what they
-show about photos like them (kernel ridge regression) corrects the guess for all, and the best by it are judged, too.
+show about photos like them (kernel ridge regression) corrects the guess for all; the best by it are judged, too, and
+correct it again.
 
 Letters: P photos, V words, K captions of a photo, D words of a text.
 """
@@ -37,9 +38,9 @@ from captioner.model.one_text import text_logprobs
 from captioner.search import EnsembleState, SearchOptions, ensemble_step, search
 from captioner.search.rules import Step
 
-FIRST = 96  # photos judged because the first guess likes them
-SAMPLE = 96  # photos judged because they are spread over all
-SECOND = 128  # photos judged because the corrected guess likes them
+FIRST = 32  # photos judged because the first guess likes them
+SAMPLE = 64  # photos judged because they are spread over all
+ROUNDS, EACH = 5, 32  # and then, round by round, those that the guess likes as the ones before have corrected it
 PHOTOS_AT_ONCE = 64
 BEAMS = 3  # captions by which likely words are found
 LEAST = -30.0  # of a word's log-probability, in half precision
@@ -132,15 +133,16 @@ class PhotoSearch:
         return Query(tuple(vocab.encode(known, len(known))), tuple(known), unknown, hint)
 
     def find(self, query: Query) -> list[Found]:
-        """The photos that make a text likeliest, best first: FIRST + SAMPLE + SECOND of them at most."""
-        guess = self._guess(query)
+        """The photos that make a text likeliest, best first: FIRST + SAMPLE + ROUNDS * EACH of them at most."""
+        first = guess = self._guess(query)
         spread = np.linspace(0, len(guess) - 1, min(SAMPLE, len(guess))).astype(np.int64)
         rows = np.union1d(_best(guess, FIRST), spread)
         judged = self._judge(query, rows)  # (rows, D)
-        guess = self._corrected(guess, rows, judged.sum(1).numpy())
-        left = np.setdiff1d(np.arange(len(guess)), rows)
-        more = left[_best(guess[left], SECOND)]
-        rows, judged = np.concatenate([rows, more]), torch.cat([judged, self._judge(query, more)])
+        for _ in range(ROUNDS):
+            guess = self._corrected(first, rows, judged.sum(1).numpy())
+            left = np.setdiff1d(np.arange(len(guess)), rows)
+            more = left[_best(guess[left], EACH)]
+            rows, judged = np.concatenate([rows, more]), torch.cat([judged, self._judge(query, more)])
         logprobs = judged.sum(1)
         # log p(text): the mean of p(text | photo), of those not judged as guessed.
         others = torch.from_numpy(np.delete(guess, rows))

@@ -189,7 +189,7 @@ class WatchedFolder:
             from watchdog.events import FileSystemEvent, FileSystemEventHandler
             from watchdog.observers import Observer
         except ImportError:
-            log.info("looking at the folder every %.0f s (pip install captioner[watch]: at once)", POLL_SECONDS)
+            log.info('looking at the folder every %.0f s (pip install "captioner[watch]": at once)', POLL_SECONDS)
             return lambda: None
         changes, folder = self._changes, self.folder
 

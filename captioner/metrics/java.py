@@ -41,7 +41,7 @@ def _jar(part: str, name: str) -> str:
         if path.is_file():
             return str(path)
     reason = f"{name} is missing in {folders[0]}" if folders else "pycocoevalcap is not installed"
-    raise Unavailable(f"{reason} (pip install 'captioner[metrics]')")
+    raise Unavailable(f'{reason} (pip install "captioner[metrics]")')
 
 
 class _Program:

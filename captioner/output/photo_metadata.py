@@ -38,7 +38,7 @@ def exiv2() -> ModuleType:
         import pyexiv2
     except (ImportError, OSError) as error:
         raise InputError(
-            f"--write_metadata needs the package pyexiv2 ({error})", remedy="pip install captioner[metadata]"
+            f"--write_metadata needs the package pyexiv2 ({error})", remedy='pip install "captioner[metadata]"'
         ) from error
     pyexiv2.set_log_level(4)  # its lines go to stderr, and know no file names
     return pyexiv2

@@ -219,7 +219,7 @@ def _system(name: str) -> tuple[Any, str]:
         extra = _EXTRAS.get(_protocol(name), "shards")
         raise InputError(
             f"{name}: a package to reach this address is missing ({error})",
-            remedy=f"pip install 'captioner[{extra}]', or fsspec's package for {_protocol(name)}://",
+            remedy=f'pip install "captioner[{extra}]", or the package of fsspec for {_protocol(name)}://',
         ) from error
 
 

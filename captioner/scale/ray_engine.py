@@ -94,7 +94,7 @@ def _connect(address: str | None) -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("--engine ray needs Ray", remedy="pip install 'captioner[ray]'") from error
+        raise InputError("--engine ray needs Ray", remedy='pip install "captioner[ray]"') from error
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):

@@ -69,7 +69,7 @@ def _draw(sweep: Sweep, table: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
-            "a sweep's picture needs matplotlib, which is not installed", remedy="pip install captioner[sweep]"
+            "a sweep's picture needs matplotlib, which is not installed", remedy='pip install "captioner[sweep]"'
         ) from error
     done = [row for row in table if row["state"] == "done"]
     columns = min(3, 1 + len(sweep.ranges.search))

@@ -113,7 +113,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _missing(package: str) -> InputError:
-    return InputError(f"a sweep needs {package}, which is not installed", remedy="pip install captioner[sweep]")
+    return InputError(f"a sweep needs {package}, which is not installed", remedy='pip install "captioner[sweep]"')
 
 
 def _is_value(value: object) -> bool:

@@ -26,7 +26,7 @@ class EventLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise InputError(
-                "--tensorboard 1 needs a package that is not installed", remedy="pip install captioner[tensorboard]"
+                "--tensorboard 1 needs a package that is not installed", remedy='pip install "captioner[tensorboard]"'
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=history.iteration)
         if history.iteration in history.val_loss_history:  # dropped too, but this validation will not be repeated
