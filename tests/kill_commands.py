@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import tqdm
 from small_runs import RUNS, files_of, pictures_server, run_in, write_inputs
 
 DATE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d")
@@ -103,6 +104,7 @@ def run(kills: int, seed: int, names: list[str]) -> str:
     """
     rng = random.Random(seed)
     torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0  # a thread of its own may hold a lock when we fork, and the fork waits for ever
     wrong: list[str] = []
     rows = ["| run | killed | came too late | ended otherwise when repeated |", "|---|---|---|---|"]
     with pictures_server() as server:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import signal
 import threading
 import time
 from collections import Counter
@@ -100,6 +101,15 @@ class FaultyServer(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(0.1)
 
+    def answer_film(self) -> None:
+        """Hours of it, at a good pace."""
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(10_000))
+            time.sleep(0.02)
+
     def answer_endless(self) -> None:
         self.send_response(200)
         self.send_header("Connection", "close")
@@ -161,6 +171,17 @@ def test_every_fault(server: str, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert requests["broken"] == requests["silent"] == LIMITS.retries + 1
     assert requests["flaky"] == 3 and requests["cut"] == 2
     assert FaultyServer.ranges == ["bytes=1000-"]
+
+
+def test_an_interruption_does_not_wait_for_files_under_way(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "urls.txt"
+    path.write_text("".join(f"{server}/film{number}.bin\t{number}.bin\n" for number in range(3)))
+    main_thread = threading.main_thread().ident
+    assert main_thread
+    threading.Timer(1.0, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        download_lists([path], tmp_path / "films", connections=2, limits=Limits(max_bytes=2**40, max_seconds=10**6))
+    assert not list((tmp_path / "films").glob("*.bin"))
 
 
 def test_continued_and_repeated(server: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -53,6 +53,27 @@ def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ENDING = """
+import builtins, sys
+from pathlib import Path
+from captioner.runtime.locks import sole_run
+lock = sole_run(Path(sys.argv[1]), "the run")
+lock.__enter__()
+builtins.kept = lock  # not collected: nobody gives it back before Python ends
+"""
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path / "lock")], check=True, cwd=Path(__file__).parents[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp_path):
+    (tmp_path / ".lock.abcd1234.tmp").write_text("{")
+    with sole_run(tmp_path / "lock", "the run"):
+        assert os.listdir(tmp_path) == ["lock"]
+
+
 def test_a_number_that_another_process_has_now_is_no_holder(tmp_path):
     with sole_run(tmp_path / "lock", "the run"):
         held = json.loads((tmp_path / "lock").read_text())

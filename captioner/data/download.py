@@ -197,15 +197,15 @@ def download(items: Sequence[Item], folder: Path, connections: int, limits: Limi
     """Fetch files in parallel, leaving out those that are there; returns what failed, with the reasons."""
     stop = threading.Event()
     failed: dict[Item, str] = {}
+    todo = []
+    for item in items:
+        if os.path.exists(folder / item.path):
+            _drop_note(folder / item.path)
+        else:
+            todo.append(item)
     with concurrent.futures.ThreadPoolExecutor(connections) as pool:
-        todo = []
-        for item in items:
-            if os.path.exists(folder / item.path):
-                _drop_note(folder / item.path)
-            else:
-                todo.append(item)
-        futures = {pool.submit(_fetch_with_retries, item, folder, limits, stop): item for item in todo}
         try:
+            futures = {pool.submit(_fetch_with_retries, item, folder, limits, stop): item for item in todo}
             with tqdm(total=len(items), initial=len(items) - len(todo), unit=" files", disable=None) as bar:
                 for future in concurrent.futures.as_completed(futures):
                     bar.update()
@@ -226,7 +226,7 @@ def _fetch_with_retries(item: Item, folder: Path, limits: Limits, stop: threadin
         if stop.is_set():
             return "interrupted"
         try:
-            fetch(item, folder / item.path, limits)
+            fetch(item, folder / item.path, limits, stop)
             return ""
         except Failure as failure:
             reason = str(failure)
@@ -238,11 +238,11 @@ def _fetch_with_retries(item: Item, folder: Path, limits: Limits, stop: threadin
     return reason if attempt == 0 else f"{reason}, after {attempt + 1} attempts"
 
 
-def fetch(item: Item, target: Path, limits: Limits) -> None:
+def fetch(item: Item, target: Path, limits: Limits, stop: threading.Event) -> None:
     """One attempt to get one file, going on from what an earlier attempt has left.
 
     Raises:
-        Failure: with the reason.
+        Failure: with the reason; also when `stop` is set, at the next piece of the file.
     """
     part = target.with_name(target.name + PART)
     note = target.with_name(target.name + NOTE)  # which version of the file the part is of
@@ -264,7 +264,7 @@ def fetch(item: Item, target: Path, limits: Limits) -> None:
                 raise Failure("the server continued at the wrong place", again=True)
             validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             note.write_text(json.dumps("" if validator.startswith("W/") else validator), encoding="utf-8")
-            _save(response, part, start, limits)
+            _save(response, part, start, limits, stop)
         _check(item, part, target.suffix)
         part.replace(target)
         note.unlink(missing_ok=True)
@@ -301,7 +301,7 @@ def _left_over(part: Path, note: Path) -> tuple[int, str]:
     return (size, validator) if validator and isinstance(validator, str) else (0, "")
 
 
-def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Limits) -> None:
+def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Limits, stop: threading.Event) -> None:
     announced = response.headers.get("Content-Length", "")
     expected = start + int(announced) if announced.isdecimal() and len(announced) < 20 else None
     if expected is not None and expected > limits.max_bytes:
@@ -314,6 +314,8 @@ def _save(response: http.client.HTTPResponse, part: Path, start: int, limits: Li
         while chunk := response.read1(_CHUNK):
             stream.write(chunk)
             received += len(chunk)
+            if stop.is_set():
+                raise Failure("interrupted", again=False)
             if start + received > limits.max_bytes:
                 raise Failure(f"it goes on after {limits.max_bytes:,} bytes", again=False)
             seconds = time.monotonic() - began

@@ -47,8 +47,8 @@ def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, 
         open_kwargs = {"encoding": "utf-8", "errors": "backslashreplace", **open_kwargs}
     prefix = f".{path.name[:100]}."
     try:
-        _remove_left_over(path.parent, prefix)
-        descriptor, temporary = _locked_temporary(path.parent, prefix)
+        remove_left_over(path.parent, prefix)
+        descriptor, temporary = locked_temporary(path.parent, prefix)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -121,8 +121,8 @@ def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
         if changed is None or changed == content:
             return False
         prefix = f".{path.name[:100]}."
-        _remove_left_over(path.parent, prefix)
-        descriptor, temporary = _locked_temporary(path.parent, prefix)
+        remove_left_over(path.parent, prefix)
+        descriptor, temporary = locked_temporary(path.parent, prefix)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(changed)
@@ -144,7 +144,12 @@ def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
     return True
 
 
-def _locked_temporary(folder: Path, prefix: str) -> tuple[int, str]:
+def locked_temporary(folder: Path, prefix: str) -> tuple[int, str]:
+    """A new file and its name, which `remove_left_over` leaves alone as long as it is open.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     while True:
         descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
         if _lock(descriptor) is not False and os.path.exists(path):
@@ -170,8 +175,12 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _remove_left_over(folder: Path, prefix: str) -> None:
-    """Remove temporary files of killed processes that wrote the same path; a folder is looked through once."""
+def remove_left_over(folder: Path, prefix: str) -> None:
+    """Remove temporary files of killed processes that wrote the same path; a folder is looked through once.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     if folder not in _left_over:
         found = _left_over[folder] = {}
         with os.scandir(folder) as entries:

@@ -5,11 +5,12 @@ machine that is certain; of other machines, with which a disk may be shared, the
 the file, which it does every few seconds.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import InputError
-from captioner.runtime.files import cannot_write, read_small
+from captioner.runtime.files import cannot_write, locked_temporary, read_small, remove_left_over
 
 TOUCH_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 90.0
@@ -38,15 +39,22 @@ def sole_run(path: Path, what: str) -> Iterator[None]:
         ours = _take(path, what)
     except OSError as error:
         raise cannot_write(path, error) from error
+    give_back = functools.partial(_give_back, path, ours, os.getpid())
+    atexit.register(give_back)  # an interruption may come in the midst of what is done in the end
     done = threading.Event()
     threading.Thread(target=_keep_touching, args=(path, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        with contextlib.suppress(OSError):
-            if _identity(path) == ours:
-                path.unlink()
+        give_back()
+        atexit.unregister(give_back)
+
+
+def _give_back(path: Path, ours: tuple[int, int], process: int) -> None:
+    with contextlib.suppress(OSError):
+        if os.getpid() == process and _identity(path) == ours:
+            path.unlink()
 
 
 def _take(path: Path, what: str) -> tuple[int, int]:
@@ -60,20 +68,22 @@ def _take(path: Path, what: str) -> tuple[int, int]:
     }
     mark = json.dumps(holder).encode() + b"\n"
     # Written beside it first: a lock is there with its whole content, or not at all.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    remove_left_over(path.parent, f".{path.name}.")
+    descriptor, temporary = locked_temporary(path.parent, f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(mark)
-        while True:
-            try:
-                os.link(temporary, path)
-                return _identity(temporary)
-            except FileExistsError:
-                _remove_if_dead(path, temporary, what)
-            except (OSError, NotImplementedError):  # a file system without links
-                with open(path, "xb") as stream:
-                    stream.write(mark)
-                return _identity(path)
+            stream.flush()
+            while True:
+                try:
+                    os.link(temporary, path)
+                    return _identity(temporary)
+                except FileExistsError:
+                    _remove_if_dead(path, temporary, what)
+                except (OSError, NotImplementedError):  # a file system without links
+                    with open(path, "xb") as plain:
+                        plain.write(mark)
+                    return _identity(path)
     finally:
         os.unlink(temporary)
 
