@@ -178,9 +178,13 @@ def test_an_interruption_does_not_wait_for_files_under_way(server: str, tmp_path
     path.write_text("".join(f"{server}/film{number}.bin\t{number}.bin\n" for number in range(3)))
     main_thread = threading.main_thread().ident
     assert main_thread
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have it ignored
     threading.Timer(1.0, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        download_lists([path], tmp_path / "films", connections=2, limits=Limits(max_bytes=2**40, max_seconds=10**6))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            download_lists([path], tmp_path / "films", connections=2, limits=Limits(max_bytes=2**40, max_seconds=10**6))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list((tmp_path / "films").glob("*.bin"))
 
 

@@ -222,6 +222,17 @@ def test_shards_another_language_model_and_a_killed_indexing(model, checkpoint, 
     assert done.returncode == 1 and f"delete the folder {store}" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("kind", ["features", "words"])
+def test_a_changed_bit_in_the_index_ends_a_search(kind, model, photos, command):
+    search(model, photos, command)
+    (path,) = model.with_name("cache").rglob(f"{kind}-*.npy")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    done = command("score", "--model", model, "--images", photos, *CPU, "--query", TEXT)
+    assert done.returncode == 1 and "the check sum of row" in done.stderr.splitlines()[-1], done.stderr
+
+
 def test_unknown_words_are_left_out_and_named(model, photos, command):
     argv = ["--model", model, "--images", photos, *CPU, "--query"]
     done = command("score", *argv, "a reed picture")

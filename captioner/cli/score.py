@@ -31,7 +31,7 @@ from captioner.runtime.files import atomic_write
 
 if TYPE_CHECKING:  # numpy and torch are imported late, so that --help and argument errors are instant
     from captioner.data.batch import Batch
-    from captioner.inference.find import PhotoSearch
+    from captioner.inference.find import PhotoSearch, Query
     from captioner.inference.sources import FileSource
     from captioner.metrics.pairing import Reference
     from captioner.output.rows import LikelihoodRow
@@ -202,10 +202,11 @@ def _find(opt: argparse.Namespace) -> None:
     rows: list[LikelihoodRow] = []
     for text in _queries(opt.query):
         try:
-            found = _found_rows(photos, source, text, opt.top)
+            query = photos.query(text)
         except InputError as error:  # one of stdin; those of the command line are known to be good
             log.warning("%s", error)
             continue
+        found = _found_rows(photos, source, text, query, opt.top)
         rows += found
         print(f"{'gain':>8}  {'logprob':>8}  {printable(text)}")
         for row in found:
@@ -248,9 +249,10 @@ def _measure_recall(
 
 def _rank(photos: "PhotoSearch", position: int, text: str) -> int:
     try:
-        return photos.rank(photos.query(text), position)
+        query = photos.query(text)
     except InputError:  # no word that the model knows
         return len(photos.positions)
+    return photos.rank(query, position)
 
 
 def _open_search(opt: argparse.Namespace, source: "FileSource", texts: Sequence[str] = ()) -> "PhotoSearch":
@@ -293,11 +295,13 @@ def _open_search(opt: argparse.Namespace, source: "FileSource", texts: Sequence[
     return photos
 
 
-def _found_rows(photos: "PhotoSearch", source: "FileSource", text: str, top: int) -> "list[LikelihoodRow]":
+def _found_rows(
+    photos: "PhotoSearch", source: "FileSource", text: str, query: "Query", top: int
+) -> "list[LikelihoodRow]":
     """One row for each of the best photos; `rank` is that among them."""
     from captioner.output.rows import likelihood_rows
 
-    rows, query = [], photos.query(text)
+    rows = []
     if query.unknown:
         log.warning("%s: the model does not know %s%s; searched without", text, ", ".join(query.unknown), query.hint)
     for rank, found in enumerate(photos.find(query)[:top], start=1):
