@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,15 @@ def test_killed_runs_end_like_an_undisturbed_one(uninterrupted, data, command, t
     reports = [json.loads((folder / "model_id.json").read_text()) for folder in (uninterrupted, tmp_path)]
     for name in ("loss_history", "val_loss_history", "val_predictions"):
         assert reports[0][name] == reports[1][name]
+
+
+def test_what_a_kill_left_of_the_last_file_goes_when_the_run_is_repeated(uninterrupted, data, command, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / ".model_id_pace.json.t1zh21s0.tmp").write_text("{")
+    done = command("train", *data, *WHOLE_RUN, "--resume", "auto", "--checkpoint_path", run)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(run)) == sorted(os.listdir(uninterrupted))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

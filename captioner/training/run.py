@@ -98,6 +98,9 @@ def train(**options: Any) -> TrainingResult:
         StopRequest() if in_main_thread else contextlib.nullcontext() as stop,
         _sole_run(stages[0]) if processes.is_main else contextlib.nullcontext(),
     ):
+        if processes.is_main:
+            for stage in stages:
+                files_of(stage).remove_left_over()
         for stage in _stages_to_do(stages):
             processes.wait()  # the stage before has written its best model, or nobody has written anything
             signal = _train_stage(stage, device, processes, lambda: stop.signal if stop else 0, options.keys())

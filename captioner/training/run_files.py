@@ -14,7 +14,7 @@ from typing import Any
 from captioner.data.batch import Batch
 from captioner.model.checkpoint import Checkpoint, TrainingHistory, save_checkpoint
 from captioner.output.training_page import write_training_page
-from captioner.runtime.files import atomic_write, cannot_write, read_small, require_replaceable
+from captioner.runtime.files import atomic_write, cannot_write, read_small, remove_left_over, require_replaceable
 from captioner.runtime.outputs import kind_of
 from captioner.training.resume import ResumeState, save_resume_state
 from captioner.training.tensorboard import EventLog
@@ -43,6 +43,11 @@ class RunFiles:
         self.losses = folder / f"model_id{run_id}_losses.jsonl"
         self.events = folder / f"model_id{run_id}_tensorboard"
         self._state_saved_at = time.monotonic()
+
+    def remove_left_over(self) -> None:
+        """Remove what a killed process was writing: if that was its very last file, nobody writes it again."""
+        for path in (self.best, self.last, self.resume, self.report, self.pace, self.page, self.losses):
+            remove_left_over(path.parent, f".{path.name}.")
 
     def keep_previous(self) -> None:
         """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
