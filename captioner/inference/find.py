@@ -171,7 +171,8 @@ class PhotoSearch:
         fitted = slope * guess + level
         likeness = self._likeness[rows] @ self._likeness[rows].T
         weights = np.linalg.solve(likeness + RIDGE * np.eye(len(rows)), logprobs - fitted[rows])
-        corrected: np.ndarray = fitted + self._likeness @ (self._likeness[rows].T @ weights)
+        # In float32: else all of the likenesses would be copied into float64.
+        corrected: np.ndarray = fitted + self._likeness @ (self._likeness[rows].T @ weights.astype(np.float32))
         return corrected
 
     @torch.inference_mode()
