@@ -50,6 +50,13 @@ def test_frozen_layers_are_cast_once_and_train_the_same(from_block, monkeypatch)
         assert torch.equal(one, other), name
 
 
+def test_what_is_trained_keeps_its_dropout():
+    trainer = make_trainer(make_model("lstm"), dtype=torch.bfloat16)
+    trainer.trained(False)
+    trainer._through_frozen_layers(make_batch())
+    assert all(module.training for module in trainer.model.decoder.modules())
+
+
 def test_features_and_float32_pass_untouched():
     batch = make_batch()
     trainer = make_trainer(make_model("lstm"))

@@ -31,8 +31,11 @@ XMP = (
 GERMAN = b'<dc:description><rdf:Alt><rdf:li xml:lang="de">ein Hund</rdf:li></rdf:Alt></dc:description>'
 
 
-# In PNG's iTXt: no deflated bytes, no such fields, and 200 MB of nothing in 200 kB.
-ODD_XMP = (b"\1\0\0\0no deflated bytes", b"\1\0", b"\1\0\0\0" + zlib.compress(bytes(2 * 10**8), 9))
+# In PNG's iTXt: no deflated bytes, no such fields, 200 MB of nothing in 200 kB, and deflated bytes that are cut off.
+ODD_XMP = (
+    *(b"\1\0\0\0no deflated bytes", b"\1\0", b"\1\0\0\0" + zlib.compress(bytes(2 * 10**8), 9)),
+    b"\1\0\0\0" + zlib.compress(b"<x:xmpmeta/>" * 9)[:-5],
+)
 
 
 def with_compressed_xmp(data: bytes) -> bytes:

@@ -137,8 +137,8 @@ def _decompressed(data: bytes) -> bytes:
     """A few bytes may stand for gigabytes."""
     inflated = zlib.decompressobj()
     text = inflated.decompress(data, _LARGEST_PACKET)
-    if inflated.unconsumed_tail:
-        raise Unsuitable("its XMP is too long")
+    if not inflated.eof:
+        raise Unsuitable("its XMP is too long" if inflated.unconsumed_tail else "its XMP is damaged")
     return text
 
 

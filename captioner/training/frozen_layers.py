@@ -24,7 +24,8 @@ class FrozenLayers:
 
     def __init__(self, model: CaptionModel, *, last_block: bool, dtype: torch.dtype) -> None:
         self.last_block = last_block
-        self._model = copy.deepcopy(model, {id(model.decoder): model.decoder}).eval()  # the decoder is not copied
+        self._model = copy.deepcopy(model, {id(model.decoder): model.decoder})  # the decoder is not copied
+        self._model.encoder.eval()  # nor made one that is not trained
         for module in self._model.encoder.cnn_modules():
             prepare_for_inference(module, dtype)
 
