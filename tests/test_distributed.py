@@ -67,6 +67,18 @@ def kill_at(iteration: int, rank: int, launcher: subprocess.Popen) -> str:
     raise AssertionError(log)
 
 
+def assert_trained_alike(folder: Path, other: Path) -> list[dict]:
+    """Their reports; weights and losses are those of one training but for rounding."""
+    one, two = (load_checkpoint(run / "model_id_last.pt").state_dict for run in (folder, other))
+    for name, tensor in one.items():
+        # Adam turns rounding of tiny gradients into steps of up to the learning rate: hence not 1e-6.
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    reports = [json.loads((run / "model_id.json").read_text()) for run in (folder, other)]
+    for history in ("loss_history", "val_loss_history"):
+        assert reports[1][history] == pytest.approx(reports[0][history], abs=1e-4)
+    return reports
+
+
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -79,13 +91,7 @@ def undisturbed(data, tmp_path_factory):
 def test_two_processes_train_what_one_trains(undisturbed, data, command, tmp_path):
     done = command("train", *data, "--checkpoint_path", tmp_path)
     assert done.returncode == 0, done.stderr
-    one, two = (load_checkpoint(folder / "model_id_last.pt").state_dict for folder in (tmp_path, undisturbed))
-    for name, tensor in one.items():
-        # Adam turns rounding of tiny gradients into steps of up to the learning rate: hence not 1e-6.
-        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
-    reports = [json.loads((folder / "model_id.json").read_text()) for folder in (tmp_path, undisturbed)]
-    for history in ("loss_history", "val_loss_history"):
-        assert reports[1][history] == pytest.approx(reports[0][history], abs=1e-4)
+    reports = assert_trained_alike(tmp_path, undisturbed)
     ids = [[row["image_id"] for row in report["val_predictions"]] for report in reports]
     assert ids[0] == ids[1] and len(ids[0]) == 7
 
@@ -125,12 +131,7 @@ def test_another_number_of_processes_goes_on_with_a_run(undisturbed, data, comma
         assert process.returncode == 0, err
         before = {1: 2, 3: 1}.get(size)
         assert not before or f"{size} process(es) go on with what {before} did" in err, err
-    one, two = (load_checkpoint(folder / "model_id_last.pt").state_dict for folder in (undisturbed, tmp_path))
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
-    reports = [json.loads((folder / "model_id.json").read_text()) for folder in (undisturbed, tmp_path)]
-    for history in ("loss_history", "val_loss_history"):
-        assert reports[1][history] == pytest.approx(reports[0][history], abs=1e-4)
+    assert_trained_alike(undisturbed, tmp_path)
 
 
 def test_more_processes_than_images_of_a_batch_is_one_line(data, tmp_path):

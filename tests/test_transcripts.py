@@ -133,7 +133,7 @@ def renew() -> None:
     image = re.compile(r"^(image \d+: ).*(  \((\w+\.jpg)\))$", re.MULTILINE)
     text = image.sub(lambda line: f"{line[1]}{caption(line[3])}{line[2]}", readme.read_text("utf-8"))
     readme.write_text(text, "utf-8")
-    printed = re.compile(r"^(print\(caption\.text\)  # ).*", re.MULTILINE)
+    printed = re.compile(r"^(print\(caption\.text\)  # ).*?(?= \(|$)", re.MULTILINE)
     python.write_text(printed.sub(rf"\g<1>{caption('cat.jpg')}", python.read_text("utf-8")), "utf-8")
 
 

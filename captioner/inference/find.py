@@ -169,10 +169,10 @@ class PhotoSearch:
         what it is wrong by for photos like these."""
         slope, level = np.polyfit(guess[rows], logprobs, 1) if np.ptp(guess[rows]) > 0 else (0.0, logprobs.mean())
         fitted = slope * guess + level
-        likeness = self._likeness[rows] @ self._likeness[rows].T
-        weights = np.linalg.solve(likeness + RIDGE * np.eye(len(rows)), logprobs - fitted[rows])
+        judged = self._likeness[rows]
+        weights = np.linalg.solve(judged @ judged.T + RIDGE * np.eye(len(rows)), logprobs - fitted[rows])
         # In float32: else all of the likenesses would be copied into float64.
-        corrected: np.ndarray = fitted + self._likeness @ (self._likeness[rows].T @ weights.astype(np.float32))
+        corrected: np.ndarray = fitted + self._likeness @ (judged.T @ weights.astype(np.float32))
         return corrected
 
     @torch.inference_mode()

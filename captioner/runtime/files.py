@@ -45,10 +45,8 @@ def atomic_write(path: str | Path, mode: str = "wb", *, pictures: bool = False, 
     path = Path(os.path.realpath(path))
     if "b" not in mode:
         open_kwargs = {"encoding": "utf-8", "errors": "backslashreplace", **open_kwargs}
-    prefix = f".{path.name[:100]}."
     try:
-        remove_left_over(path.parent, prefix)
-        descriptor, temporary = locked_temporary(path.parent, prefix)
+        descriptor, temporary = locked_temporary(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -120,9 +118,7 @@ def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
         changed = change(content)
         if changed is None or changed == content:
             return False
-        prefix = f".{path.name[:100]}."
-        remove_left_over(path.parent, prefix)
-        descriptor, temporary = locked_temporary(path.parent, prefix)
+        descriptor, temporary = locked_temporary(path)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(changed)
@@ -144,16 +140,19 @@ def rewrite(path: str | Path, change: Callable[[bytes], bytes | None]) -> bool:
     return True
 
 
-def locked_temporary(folder: Path, prefix: str) -> tuple[int, str]:
-    """A new file and its name, which `remove_left_over` leaves alone as long as it is open.
+def locked_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path` and its name, in place of those that killed processes left there.
+
+    As long as it is open `remove_left_over` leaves it alone.
 
     Raises:
         OSError: it cannot be made.
     """
+    remove_left_over(path)
     while True:
-        descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
-        if _lock(descriptor) is not False and os.path.exists(path):
-            return descriptor, path
+        descriptor, temporary = tempfile.mkstemp(prefix=_prefix_of(path), suffix=".tmp", dir=path.parent)
+        if _lock(descriptor) is not False and os.path.exists(temporary):
+            return descriptor, temporary
         os.close(descriptor)  # another process took it for one that is left over, before it was locked
 
 
@@ -175,12 +174,13 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def remove_left_over(folder: Path, prefix: str) -> None:
+def remove_left_over(path: Path) -> None:
     """Remove temporary files of killed processes that wrote the same path; a folder is looked through once.
 
     Raises:
         OSError: the folder cannot be read.
     """
+    folder = path.parent
     if folder not in _left_over:
         found = _left_over[folder] = {}
         with os.scandir(folder) as entries:
@@ -188,10 +188,15 @@ def remove_left_over(folder: Path, prefix: str) -> None:
                 match = _TEMPORARY.fullmatch(entry.name)
                 if match:
                     found.setdefault(match[1], []).append(Path(entry.path))
-    for path in _left_over[folder].pop(prefix, ()):
-        with contextlib.suppress(OSError), path.open("rb") as stream:
+    for temporary in _left_over[folder].pop(_prefix_of(path), ()):
+        with contextlib.suppress(OSError), temporary.open("rb") as stream:
             if _lock(stream.fileno()):
-                path.unlink()
+                temporary.unlink()
+
+
+def _prefix_of(path: Path) -> str:
+    """Of the names of temporary files beside it; names of files may have 255 bytes."""
+    return f".{path.name[:100]}."
 
 
 def require_writable_folder(folder: str | Path, purpose: str) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import InputError
-from captioner.runtime.files import cannot_write, locked_temporary, read_small, remove_left_over
+from captioner.runtime.files import cannot_write, locked_temporary, read_small
 
 TOUCH_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 90.0
@@ -68,8 +68,7 @@ def _take(path: Path, what: str) -> tuple[int, int]:
     }
     mark = json.dumps(holder).encode() + b"\n"
     # Written beside it first: a lock is there with its whole content, or not at all.
-    remove_left_over(path.parent, f".{path.name}.")
-    descriptor, temporary = locked_temporary(path.parent, f".{path.name}.")
+    descriptor, temporary = locked_temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(mark)

@@ -47,7 +47,7 @@ class RunFiles:
     def remove_left_over(self) -> None:
         """Remove what a killed process was writing: if that was its very last file, nobody writes it again."""
         for path in (self.best, self.last, self.resume, self.report, self.pace, self.page, self.losses):
-            remove_left_over(path.parent, f".{path.name}.")
+            remove_left_over(path)
 
     def keep_previous(self) -> None:
         """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
