@@ -356,12 +356,15 @@ def test_two_processes_give_the_same_bytes_as_one(model, photos, tmp_path):
 
 
 def test_processes_with_different_free_memory_caption_each_photo_once(model, photos, tmp_path):
-    """Each has its own idea of a fast batch size; the shares of a round have to fit together all the same."""
+    """Each computes its own batch size from it; the shares of a round have to fit together all the same."""
     (tmp_path / "uneven.py").write_text(
-        "import os\n"
+        "import os, types, torch\n"
         "from captioner.cli.eval import main\n"
-        "from captioner.inference.model import Model\n"
-        "Model.fast_batch_size = lambda self: 3 - int(os.environ['RANK'])\n"
+        "from captioner.inference import model\n"
+        "free = (3 - int(os.environ['RANK'])) * model.GPU_BYTES_PER_IMAGE\n"
+        "torch.cuda.mem_get_info = lambda device: (free, 2 * free)\n"
+        "on_gpu, of = types.SimpleNamespace(device=torch.device('cuda:0')), model.Model.fast_batch_size\n"
+        "model.Model.fast_batch_size = lambda self: of(on_gpu)\n"
         "raise SystemExit(main())\n"
     )
     argv = ["--model", model, "--image_folder", photos, *CPU, "--vis_dir", "", "--output", "o.json"]

@@ -72,6 +72,29 @@ def test_a_cluster_that_does_not_answer_or_start_is_one_line(monkeypatch):
         ray_engine._connect(None)
 
 
+def test_a_machine_too_busy_to_start_ray_is_asked_again_and_nothing_of_the_vain_attempt_stays(monkeypatch, caplog):
+    import ray
+    from ray._private.node import Node
+
+    attempts: list[Node] = []
+
+    class HalfStarted(Node):
+        def __init__(self) -> None:
+            self.ended = False
+            attempts.append(self)
+            if len(attempts) < 3:
+                raise Exception("The current node timed out during startup.")
+
+        def kill_all_processes(self, *_: object, **__: object) -> None:
+            self.ended = True
+
+    monkeypatch.setattr(ray, "init", lambda **_: HalfStarted())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_engine._connect(None) is ray
+    assert [attempt.ended for attempt in attempts] == [True, True, False]
+    assert caplog.text.count("timed out during startup.): trying again") == 2
+
+
 def test_a_user_error_inside_a_worker_is_the_user_s():
     wrapped = RuntimeError("an actor died")
     wrapped.cause = ValueError("in a task")  # type: ignore[attr-defined]

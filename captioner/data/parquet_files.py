@@ -150,7 +150,7 @@ def _open(stream: IO[bytes]) -> "ParquetFile":
 def _picture_column(file: "ParquetFile") -> str:
     schema = file.schema_arrow
     of_bytes = [field.name for field in schema if _holds_bytes(field.type)]
-    known = [name for name in _PICTURE_COLUMNS if name in of_bytes]
+    known = [name for wanted in _PICTURE_COLUMNS for name in of_bytes if name.lower() == wanted]
     if known or len(of_bytes) == 1:
         return (known or of_bytes)[0]
     raise OSError(errno.EINVAL, f"no column of pictures, called image or jpg (its columns: {', '.join(schema.names)})")
@@ -162,7 +162,10 @@ def _holds_bytes(kind: "pyarrow.DataType") -> bool:
     if types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_bytes(kind.field(place).type)
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    if types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    is_view = getattr(types, "is_binary_view", lambda _: False)  # newer than the oldest pyarrow that will do
+    return types.is_binary(kind) or types.is_large_binary(kind) or is_view(kind)
 
 
 def _bytes_of(column: "pyarrow.Array | pyarrow.ChunkedArray") -> list[bytes | None]:

@@ -13,6 +13,7 @@ shard      a tar archive as WebDataset and img2dataset write them: 0001.jpg (.pn
            a Parquet file with pictures' bytes in a column (image, jpg, ..) and texts in another (caption, text, ..)
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -37,9 +38,10 @@ from captioner.data.entries import (
 from captioner.data.images import read_file
 from captioner.data.listing import SHARD_SUFFIXES, is_shard, list_images, list_shard
 from captioner.data.parquet_files import is_parquet, read_rows
-from captioner.data.tar_files import list_members
+from captioner.data.tar_files import list_members, why_no_shard
 from captioner.errors import InputError
 from captioner.runtime.files import protect
+from captioner.runtime.regular_files import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +107,11 @@ def known_captions(path: Path, images_root: str | Path = "") -> Iterator[Record]
         yield from _read_shard(path, Path(images_root) if str(images_root) else path)
     elif os.path.isdir(path):  # Path.is_dir fails for names that are too long
         yield from _read_folder(path, Path(images_root) if str(images_root) else path)
-    elif path.name.lower().endswith(SHARD_SUFFIXES) and path.exists():
-        raise InputError(f"{path}: is no {path.suffix} file, or a damaged one")
+    elif path.name.lower().endswith((*SHARD_SUFFIXES, ".tar.gz", ".tgz")) and path.exists():
+        reason = ""
+        with contextlib.suppress(OSError), open_regular(path) as stream:
+            reason = why_no_shard(stream.read(6))
+        raise InputError(f"{path}: {reason or f'is no {path.suffix} file, or a damaged one'}")
     else:
         yield from _records(path)
 
@@ -346,11 +351,11 @@ def _read_shard(path: Path, images_root: Path) -> Iterator[Record]:
         folder, slash, last = name.rpartition("/")
         stem = folder + slash + last.partition(".")[0]  # WebDataset's rule: a sample's name ends at the first dot
         file_path = _name_from(path, path / name, images_root)
-        if f"{stem}.json" in members:
-            yield _described_member(path / f"{stem}.json", file_path)
-        else:
+        described = _described_member(path / f"{stem}.json", file_path) if f"{stem}.json" in members else None
+        if described is None:
             text = path / f"{stem}.txt"
-            yield Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
+            described = Record(file_path, _lines_or_warning(text) if f"{stem}.txt" in members else [])
+        yield described
 
 
 def _read_parquet(path: Path, images_root: Path) -> Iterator[Record]:
@@ -372,18 +377,18 @@ def _read_parquet(path: Path, images_root: Path) -> Iterator[Record]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _described_member(path: Path, file_path: str) -> Record:
-    """img2dataset's json beside a picture; one that says nothing of use leaves the picture without a caption."""
+def _described_member(path: Path, file_path: str) -> Record | None:
+    """img2dataset's json beside a picture; None if it has no caption: a text beside it may."""
     try:
         fields = json.loads(read_file(path))
         if not isinstance(fields, dict):
             raise InputError(f"{path}: is {short(fields)}", expected="an object")
         if all(fields.get(key) is None for key in CAPTION_KEYS):
-            return Record(file_path, [])
+            return None
         return record_of(Entry({**fields, NAME_KEYS[0]: file_path}, str(path), "entry"))
     except (ValueError, RecursionError, InputError) as error:
         log.warning("no captions taken from %s", error if isinstance(error, InputError) else f"{path}: {error}")
-        return Record(file_path, [])
+        return None
 
 
 def _lines_or_warning(path: Path) -> list[str]:

@@ -73,7 +73,7 @@ def read_members(path: str) -> Iterator[Member]:
         damaged = not isinstance(error, OSError) or error.errno == errno.EBADMSG
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if not (damaged and count):
-            raise InputError(f"{path}: cannot be read ({reason})") from error
+            raise InputError(f"{path}: {(damaged and _no_shard(path)) or f'cannot be read ({reason})'}") from error
         yield Member("", name_of(path), error=f"damaged or cut off after {count} pictures ({reason})")
 
 
@@ -135,15 +135,24 @@ def _reader_of(path: str) -> Callable[[IO[bytes], str], Iterator[Member]]:
     return _read_parquet if is_parquet(path) else _read_tar
 
 
+def _no_shard(path: str) -> str:
+    with contextlib.suppress(OSError), open_bytes(path) as stream:
+        return tar_files.why_no_shard(stream.read(6))
+    return ""
+
+
 def _read_tar(stream: IO[bytes], shard: str) -> Iterator[Member]:
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=tar_files.StrictMember) as archive:
         for found in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all it has seen
-            if not (found.isreg() and has_image_suffix(found.name)):
+            name = tar_files.name_in(found.name)
+            if found.isdir() or not has_image_suffix(name):
                 continue
-            folder, slash, last = found.name.removeprefix("./").rpartition("/")
-            member = Member(folder + slash + last.partition(".")[0], f"{shard}/{found.name}")
-            if found.size > MAX_FILE_BYTES:
+            folder, slash, last = name.rpartition("/")
+            member = Member(folder + slash + last.partition(".")[0], f"{shard}/{name}")
+            if not found.isreg():
+                member.error = f"is a link to {found.linkname}" if found.linkname else "is no file"
+            elif found.size > MAX_FILE_BYTES:
                 member.error = _too_large(found.size)
             else:
                 content = archive.extractfile(found)

@@ -8,9 +8,11 @@ import errno
 import functools
 import os
 import tarfile
+from pathlib import PurePosixPath
 
 SUFFIX = ".tar"
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar"  # POSIX and GNU
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _cuts: dict[tuple[str, int, int], int | None] = {}  # by path, time and size, of the archives that were gone through
 
 
@@ -24,6 +26,14 @@ def is_tar(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
+
+
+def why_no_shard(start: bytes) -> str:
+    """What a file is instead of a shard, by its first bytes (six will do); nothing if they do not tell."""
+    if not start:
+        return "is empty"
+    program = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+    return f"is compressed with {program}: decompress it first" if program else ""
 
 
 class StrictMember(tarfile.TarInfo):
@@ -47,6 +57,11 @@ class StrictMember(tarfile.TarInfo):
         if found.size < 0:  # Python would go back in the archive, and round and round
             raise tarfile.ReadError("a file of negative size")
         return found
+
+
+def name_in(archive_member: str) -> str:
+    """A member's name as a path inside the archive: `tar cf a.tar .` writes ./photo.jpg, others /photo.jpg."""
+    return str(PurePosixPath(archive_member.lstrip("/")))
 
 
 def list_members(path: str) -> dict[str, tuple[int, int]]:
@@ -79,7 +94,9 @@ def _list_members(path: str, mtime: int, size: int) -> dict[str, tuple[int, int]
                     found[""] = size, 0
                     break
                 if member.isreg() and not member.issparse():
-                    found[member.name] = member.offset_data, member.size
+                    found[name_in(member.name)] = member.offset_data, member.size
+                elif member.islnk() and name_in(member.linkname) in found:
+                    found[name_in(member.name)] = found[name_in(member.linkname)]
     except tarfile.TarError as error:
         if not found:
             raise OSError(errno.EIO, f"damaged tar archive: {error}") from None

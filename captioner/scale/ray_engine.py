@@ -7,6 +7,7 @@ go is Ray's affair. Here stands only what a task and an actor do, and how much o
 import itertools
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ BLOCK_BYTES = 32 * 2**20  # of Ray's blocks: 170 pictures; what a lost worker ha
 CPUS_PER_ACTOR = 4  # beyond it the CNN of few pictures gains little
 _SHARE_OF_DECODING = 0.5  # CPUs that a decoding task reckons with beside an actor without a GPU, which needs far more
 _PICTURES_AT_ONCE = 16
+# Attempts at a cluster of its own: Ray gives a node's helpers 15 s and the node 30 s to come up, which nothing raises.
+# On a busy machine the next attempt finds their files in memory, or the machine less busy.
+STARTS = 5
 
 
 def run_on_ray(
@@ -99,16 +103,30 @@ def _connect(address: str | None) -> Any:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        ray.init(address=address or "local", **quiet, **({} if address else {"include_dashboard": False}))
-    except Exception as error:  # Ray's own reasons come as bare Exceptions, too
-        reason = f"{type(error).__name__}: {error}"
-        if address:
-            raise InputError(
-                f"--address {address}: no Ray cluster answers ({reason})", remedy="see ray status"
-            ) from error
-        raise InputError(f"Ray does not start here ({reason})", remedy="is the machine too busy?") from error
+    for left in reversed(range(1 if address else STARTS)):
+        try:
+            ray.init(address=address or "local", **quiet, **({} if address else {"include_dashboard": False}))
+            break
+        except Exception as error:  # Ray's own reasons come as bare Exceptions, too
+            reason = f"{type(error).__name__}: {error}"
+            if address:
+                raise InputError(
+                    f"--address {address}: no Ray cluster answers ({reason})", remedy="see ray status"
+                ) from error
+            _end_half_started(error)
+            if not left:
+                raise InputError(f"Ray does not start here ({reason})", remedy="is the machine too busy?") from error
+            log.warning("Ray has not started (%s): trying again", reason)
     return ray
+
+
+def _end_half_started(error: Exception) -> None:
+    """Ray lets the processes of a start that failed run on until this one ends; only the traceback knows them."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _resources(
