@@ -13,7 +13,7 @@ from hostile import encoded, photo
 
 from captioner.errors import InputError
 from captioner.runtime import outputs
-from captioner.runtime.files import atomic_write
+from captioner.runtime.files import atomic_write, remove_left_over
 
 SOMEBODYS = "thesis, final version\n"
 
@@ -154,6 +154,16 @@ with atomic_write(sys.argv[1]) as stream:
     assert len([path for path in tmp_path.iterdir() if path.name.startswith(".model")]) == 1
     living.communicate(b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.abcdefgh.tmp", "model.pt"]
+
+
+def test_temporary_files_are_found_by_relative_names_in_whatever_folder_the_process_is(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        left = Path("run", ".model.pt.abcdefgh.tmp")
+        left.write_bytes(b"half")
+        remove_left_over(Path("run", "model.pt"))
+        assert not left.exists(), name
 
 
 def test_models_are_told_from_other_archives(tmp_path):

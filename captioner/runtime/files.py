@@ -180,7 +180,7 @@ def remove_left_over(path: Path) -> None:
     Raises:
         OSError: the folder cannot be read.
     """
-    folder = path.parent
+    folder = path.parent.resolve()  # a relative one is another after os.chdir
     if folder not in _left_over:
         found = _left_over[folder] = {}
         with os.scandir(folder) as entries:
