@@ -182,7 +182,7 @@ def test_accumulation_changes_nothing_but_memory(data, command, tmp_path):
 def test_every_earlier_run_is_set_aside(tmp_path):
     for run in ("first", "second", "third"):
         files = RunFiles(tmp_path, "")
-        files.keep_previous()
+        files.keep_previous(repeating=False)
         files.best.write_text(run)
         files.report.write_text(run)
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
@@ -190,6 +190,33 @@ def test_every_earlier_run_is_set_aside(tmp_path):
         kept = {"": "third", ".previous": "first", ".previous2": "second"}
         assert {word: found.pop(name.format(word)) for word in kept} == kept
     assert not found
+
+
+@pytest.mark.parametrize("written", [["_losses.jsonl"], [".pt"], [".pt", "_last.pt", ".json", "_losses.jsonl"]])
+def test_a_run_killed_before_its_first_state_leaves_nothing_when_it_is_repeated(
+    written, uninterrupted, data, command, tmp_path
+):
+    argv = [*data, *WHOLE_RUN, "--max_iters", 0, "--checkpoint_path", tmp_path]
+    assert command("train", *argv).returncode == 0
+    losses = '{"iter": 0, "loss": 4.25}\n{"iter": 1, "lo'
+    for path in list(tmp_path.iterdir()):
+        if path.name not in [f"model_id{end}" for end in written]:
+            path.unlink()
+    if "_losses.jsonl" in written:
+        (tmp_path / "model_id_losses.jsonl").write_text(losses)
+    done = command("train", *data, *WHOLE_RUN, "--resume", "auto", "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(uninterrupted))
+    assert_same_weights(uninterrupted / "model_id_last.pt", tmp_path / "model_id_last.pt")
+
+
+@pytest.mark.parametrize("name", ["model_id.pt", "model_id_losses.jsonl", "model_id.json"])
+def test_somebodys_file_is_set_aside_even_when_a_run_is_repeated(name, data, command, tmp_path):
+    (tmp_path / name).write_text("somebody's\n")
+    argv = [*data, "--max_iters", 1, "--resume", "auto", "--checkpoint_path", tmp_path]
+    done = command("train", *argv)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name.replace(".", ".previous.")).read_text() == "somebody's\n"
 
 
 def test_an_untrained_model_is_never_the_best(data, command, tmp_path):

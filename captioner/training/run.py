@@ -265,7 +265,7 @@ def _set_earlier_runs_aside(options: TrainingOptions) -> None:
     """A run's earlier files, and those of the stages after it."""
     later = [files_of(options, stage) for stage in presets.STAGES if options.stage and stage > options.stage]
     for earlier_run in (files_of(options), *later):
-        earlier_run.keep_previous()
+        earlier_run.keep_previous(repeating=options.resume == "auto")
 
 
 def _stream(batches: TrainingBatches, first: int, num_workers: int, pin: bool) -> Iterator[Batch]:

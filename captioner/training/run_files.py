@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.data.batch import Batch
-from captioner.model.checkpoint import Checkpoint, TrainingHistory, save_checkpoint
+from captioner.errors import InputError
+from captioner.model.checkpoint import Checkpoint, TrainingHistory, load_checkpoint, save_checkpoint
 from captioner.output.training_page import write_training_page
 from captioner.runtime.files import atomic_write, cannot_write, read_small, remove_left_over, require_replaceable
 from captioner.runtime.outputs import kind_of
@@ -49,16 +50,22 @@ class RunFiles:
         for path in (self.best, self.last, self.resume, self.report, self.pace, self.page, self.losses):
             remove_left_over(path)
 
-    def keep_previous(self) -> None:
+    def keep_previous(self, repeating: bool) -> None:
         """Set an earlier run of the same name aside: starting afresh must not cost anybody a trained model.
 
         Its files become …previous…, …previous2… and so on; those of one run have the same number.
+
+        Args:
+            repeating: this is the command of before, which was killed: if that was before its first state, it has left
+                nothing that does not come again.
 
         Raises:
             InputError: one of them is an input of this command, or no file.
         """
         ours = (self.best, self.last, self.resume, self.report, self.pace, self.losses)
         files = [path for path in ours if os.path.lexists(path)]
+        if repeating and self._have_not_begun():
+            files = []
         if os.path.lexists(self.page) and kind_of(self.page) != "page":
             files.append(self.page)  # somebody else's
         for path in files:
@@ -71,6 +78,18 @@ class RunFiles:
         for path, previous in zip(files, aside, strict=True):
             os.replace(path, previous)
             log.info("an earlier run's %s is now %s", path.name, previous.name)
+
+    def _have_not_begun(self) -> bool:
+        """Whether they are those of a run without a state and without a trained model."""
+        there = {path for path in (self.best, self.last, self.resume, self.report, self.pace) if os.path.lexists(path)}
+        if self.resume in there or (there and self.last not in there and there != {self.best}):
+            return False
+        if os.path.lexists(self.losses) and not _are_losses(self.losses):
+            return False
+        try:
+            return all(load_checkpoint(path).history.iteration == 0 for path in there & {self.best, self.last})
+        except InputError:
+            return False
 
     def save_models(self, model: Checkpoint, better: bool, pace: "Pace") -> None:
         """Write the reports and the last checkpoint, and the best one if this is `better` than all before.
@@ -171,6 +190,14 @@ class LossFile:
                 stream.write(_loss_line(iteration, name, value))
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+
+def _are_losses(path: Path) -> bool:
+    """Whether a file has nothing but lines of a LossFile, the last of which may be cut off."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else [b"?"]
+    return all(re.fullmatch(rb'\{"iter": \d+, "(loss|reward)": [^"\s]+\}\n', line) for line in lines[:-1]) and (
+        not lines or lines[-1].startswith(b'{"iter": ')
+    )
 
 
 def _loss_line(iteration: int, name: str, value: float) -> str:
