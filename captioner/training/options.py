@@ -223,6 +223,11 @@ def stages_of(given: Mapping[str, Any]) -> list[TrainingOptions]:
             expected=f"one of {', '.join(PRESETS)} with stages {' or '.join(STAGE_LISTS)}",
         )
     numbers = stage_numbers(asked)
+    if missing := set(numbers) - set(PRESETS[asked.preset]):
+        raise InputError(
+            f"preset {asked.preset} has no stage {min(missing)}",
+            expected=" or ".join(map(str, PRESETS[asked.preset])),
+        )
     if len(numbers) > 1 and asked.resume not in ("", "auto"):
         raise InputError("--resume FILE is the state of one stage", remedy="add --stages with its number")
     stages = []

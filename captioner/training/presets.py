@@ -116,7 +116,8 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
         },
         3: {**REWARDS, "epochs": 5.0, "save_checkpoint_every": 250},
     },
-    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. The model
+    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. Nor do they
+    # teach a CNN: what it learns of them is of no use on others (docs/recipes.md), so there is no stage 2. The model
     # that a stage starts from takes part in the choice of the best, so that no stage makes it worse where it is judged.
     "small": {
         1: {
@@ -131,19 +132,6 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "learning_rate": 1e-4,
             "warmup": 20,
             "ema": 0.99,
-            "save_checkpoint_every": 25,
-        },
-        2: {
-            **FINETUNED,
-            **WORDS,
-            **CACHED,
-            "finetune_cnn_layers": 5,
-            "epochs": 3.0,
-            "batch_size": 16,
-            "learning_rate": 5e-5,
-            "warmup": 10,
-            "cnn_learning_rate": 1e-5,
-            "ema": 0.98,
             "save_checkpoint_every": 25,
         },
         3: {**REWARDS, "epochs": 5.0, "warmup": 10, "ema": 0.98, "save_checkpoint_every": 25},
