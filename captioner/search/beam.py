@@ -41,9 +41,11 @@ def beam_search(
     best = torch.full((num_images, groups, wanted), -math.inf, device=device)  # finished captions so far, ranked
     rules = Rules(options, num_images, vocab_size, max_length, device)
     # In units of one group's beams: where each group's rows begin.
-    first_row = torch.arange(num_images * groups, device=device).view(num_images, groups, 1)
+    begins = first_row = torch.arange(num_images * groups, device=device).view(num_images, groups, 1)
+    beams = 1
     most_words = min(max_length, options.max_words or max_length)
     trace: list[_BeamStep] = []
+    ranked_by_length = options.length_penalty != 0  # else a GPU is spared two divisions by 1
     for t in range(max_length):
         logprobs, state = step(tokens, state)
         logprobs = rules(logprobs, t)
@@ -62,18 +64,23 @@ def beam_search(
 
         # A log-probability only falls, so an image is certain once the worst caption it may return beats the best
         # that a live beam can still become, which is the longest one without further loss.
-        best = torch.cat([best, done.score / (t + 1) ** options.length_penalty], 2).topk(wanted).values
-        bound = live.score.amax(2) / max_length**options.length_penalty
+        ended, bound = done.score, live.score.amax(2)
+        if ranked_by_length:
+            ended, bound = ended / (t + 1) ** options.length_penalty, bound / max_length**options.length_penalty
+        best = torch.cat([best, ended], 2).topk(wanted).values
         certain = best[..., -1] >= bound
         if per_group == 1 and not rules.progress:  # a single path has ended when it ends, however lengths are ranked
             certain |= done.score[..., 0] > -math.inf
         if groups > 1:  # a group that is certain waits for the others without adding to their penalties
             live.score.masked_fill_(certain.unsqueeze(2), -math.inf)
-        running = ~certain.all(1).cpu().numpy()
+        running = ~(certain.all(1) if groups > 1 else certain[:, 0]).cpu().numpy()
         if not running.any():
             break
+        if scores.shape[2] != beams:
+            beams = scores.shape[2]
+            begins = first_row * beams
         # The first step had one row per image.
-        rows = first_row[: len(images)] * scores.shape[2] + live.parent if t else first_row // groups
+        rows = begins[: len(images)] + live.parent if t else first_row // groups
         rows = rows.expand(live.token.shape)
         scores, tokens = live.score, live.token
         if not running.all():
@@ -110,33 +117,33 @@ def _extend_group(
     ranked = logprobs if chosen is None else logprobs - options.group_penalty * chosen
     # One more than needed per beam: END may be among them and does not live on.
     values, ids = topk(ranked, min(per_group + 1, columns))  # (N, W, C)
-    width = ids.shape[2]
+    width, ids = ids.shape[2], (ids + 1).flatten(1)  # from 1 on
     totals = (scores.unsqueeze(2) + values).flatten(1)
-    ends = (ids == columns - 1).flatten(1)
 
-    def candidates(totals: Tensor, count: int) -> tuple[Tensor, Candidates]:
+    def candidates(totals: Tensor, count: int) -> Candidates:
         total, place = totals.topk(count)
-        parent, token = place // width, ids.flatten(1).gather(1, place) + 1
+        parent, token = place // width, ids.gather(1, place)
         logprob = values.flatten(1).gather(1, place)
         score = total
         if chosen is not None:  # the penalty steers the choice only; scores stay the model's
             logprob = logprobs.flatten(1).gather(1, parent * columns + token - 1)
             score = torch.where(total > -math.inf, scores.gather(1, parent) + logprob, total)
-        return place, Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
+        return Candidates(*(x.unsqueeze(1) for x in (parent, token, logprob, score)))
 
-    place, done = candidates(totals, min(per_group, totals.shape[1]))
+    done = candidates(totals, min(per_group, totals.shape[1]))
     if options.keep_finished:
         live = done
     else:
-        live = candidates(totals.masked_fill(ends, -math.inf), min(per_group, len(scores[0]) * (width - 1)))[1]
+        goes_on = totals.masked_fill(ids == columns, -math.inf)
+        live = candidates(goes_on, min(per_group, len(scores[0]) * (width - 1)))
     if options.every_end:
         found = ends_of(scores, logprobs)
         return live, join([found, live], 2) if last else found
     # END counts as found only if it is among the best k continuations, as in the original: else every empty or cut
     # caption would compete, and one beam would not be greedy search.
     if not last:
-        ended = ends.gather(1, place).unsqueeze(1)
-        done = Candidates(done.parent, done.token, done.logprob, done.score.masked_fill(~ended, -math.inf))
+        score = done.score.masked_fill(done.token != columns, -math.inf)
+        done = Candidates(done.parent, done.token, done.logprob, score)
     return live, done
 
 
