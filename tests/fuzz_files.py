@@ -39,6 +39,7 @@ from captioner.convert.torch7 import parse_torch7
 from captioner.convert.torch7_listing import listing
 from captioner.convert.torchvision import read_cnn_weights
 from captioner.data.build import PartialPixels
+from captioner.data.checked_rows import check_sums, row_type
 from captioner.data.dataset import Dataset
 from captioner.data.images import read_image
 from captioner.data.records import known_captions
@@ -169,7 +170,10 @@ def targets(folder: Path) -> list[Target]:
                 read_member(f"{path}/{name}", 10**6)
 
     features = io.BytesIO()
-    np.save(features, np.zeros((2, 1, 4), np.float32))
+    rows = np.zeros((2, 1), row_type("f4", (4,)))
+    rows["values"] = [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
+    rows["sum"][:, 0] = check_sums(rows["values"][:, 0], [0, 1])
+    np.save(features, rows)
     manifest = as_json(["vis.json", "5 ab"]) + b"\n" + as_json(["imgs/img1.jpg", None]) + b"\n"
 
     def read_manifest(path: Path) -> None:
@@ -227,7 +231,7 @@ def targets(folder: Path) -> list[Target]:
         Target(
             "feature cache",
             by_bytes(features.getvalue()),
-            lambda path: open_cache(path, (2, 1, 4), np.dtype("f4")),
+            lambda path: open_cache(path, (2, 1), row_type("f4", (4,)), 1).read(np.arange(2)),
             ".npy",
         ),
         Target("8-bit scales", by_bytes(as_json(scales)), lambda path: _stored_ranges(path, model)),

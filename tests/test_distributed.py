@@ -188,7 +188,7 @@ def test_a_process_killed_while_features_are_computed_costs_its_batch_and_more_p
     assert done.returncode == 0, done.stderr
     (features,) = two_files[1].parent.glob("features-*.npy")
     (expected,) = tmp_path.glob("features-*.npy")
-    assert np.allclose(np.load(features), np.load(expected), rtol=1e-5, atol=1e-6)
+    assert np.allclose(np.load(features)["values"], np.load(expected)["values"], rtol=1e-5, atol=1e-6)
     assert not list(two_files[1].parent.glob(".features*"))
     one, three = (load_checkpoint(tmp_path / name / "model_id_last.pt").state_dict for name in ("alone", "run"))
     for name, tensor in one.items():

@@ -12,6 +12,7 @@ from test_train import assert_same_weights
 
 from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
 from captioner.data.dataset import Dataset
+from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import load_checkpoint
 from captioner.model.config import ModelConfig
@@ -146,7 +147,7 @@ def test_fine_tuning_from_the_cache_changes_the_last_block_and_resumes_exactly(d
     moved = {name for name, weights in before.items() if not torch.equal(after[f"encoder.{name}"], weights)}
     assert moved == {f"features.{i}.{kind}" for i in (24, 26, 28) for kind in ("weight", "bias")}
     planned = command("train", *data, *FINETUNE, "--max_iters", 6, "--plan", 1)
-    assert f"{28 * 14 * 14 * 12 / 1e3:.1f} kB of cached features" in planned.stdout, planned.stdout
+    assert f"{28 * (14 * 14 * 12 + 4) / 1e3:.1f} kB of cached features" in planned.stdout, planned.stdout
 
 
 WRONG = {
@@ -179,7 +180,7 @@ def test_a_killed_computation_goes_on_after_its_last_whole_batch(cache, tmp_path
     whole = cache(form)
     (path,) = tmp_path.glob("features-*.npy")
     written = path.read_bytes()
-    start, size = whole.values.offset, whole.values[0].nbytes
+    start, size = np.load(path, mmap_mode="r").offset, whole.values[0].nbytes + 4
     marked = bytearray(written[: start + 20 * size])  # 20 of 28 images; batches have 16
     marked[start + 3 * size : start + 4 * size] = bytes([7]) * size
     path.unlink()
@@ -218,4 +219,46 @@ def test_a_run_that_is_asked_to_stop_while_features_are_computed_stops_soon_and_
     features = np.load(path)
     path.unlink()
     assert command("train", *argv).returncode == 0
-    assert np.allclose(features, np.load(path), rtol=1e-5, atol=1e-6)
+    assert np.allclose(features["values"], np.load(path)["values"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "last_block"), [("float32", False), ("float16", False), ("uint8", False), ("uint8", True)]
+)
+def test_a_flipped_bit_is_one_line_when_its_image_is_read(kind, last_block, cache, tmp_path):
+    """In a file that stands, and in what a killed run left of one."""
+    form = CacheForm(2, last_block=last_block, kind=kind)
+    whole = cache(form)
+    (path,) = tmp_path.glob("features-*.npy")
+    written, size = path.read_bytes(), whole.values[0, 0].nbytes + 4
+    place = np.load(path, mmap_mode="r").offset + (3 * 2 + 1) * size + 4 + 17  # the second crop of image 3
+    damaged = bytearray(written)
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    features = cache(form)
+    assert torch.equal(features.read(np.array([2, 3, 4])), whole.read(np.array([2, 3, 4])))  # the first crops
+    with pytest.raises(InputError, match=rf"{path}: the features of image 3 are damaged .*; delete it and run again"):
+        features.read(np.array([2, 3, 4]), np.array([0, 1, 1]))
+    path.unlink()
+    (tmp_path / f".{path.name}.partial").write_bytes(damaged[:-1])
+    with pytest.raises(InputError, match="image 3 are damaged"):
+        cache(form).read(FEW, 1)
+    if kind == "uint8":
+        damaged = bytearray(written)
+        damaged[-2] ^= 1  # a scale
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="not a feature cache, or a damaged one"):
+            cache(form)
+
+
+def test_rows_that_changed_places_are_not_taken_for_each_other(cache, tmp_path):
+    cache(CacheForm(2, kind="uint8"))
+    (path,) = tmp_path.glob("features-*.npy")
+    rows = np.lib.format.open_memmap(path)
+    rows[5, 0], rows[6, 0] = rows[6, 0].copy(), rows[5, 0].copy()
+    rows.flush()
+    features = cache(CacheForm(2, kind="uint8"))
+    for image in (5, 6):
+        features.read(np.array([image]), 1)
+        with pytest.raises(InputError, match=f"image {image} are damaged"):
+            features.read(np.array([image]))

@@ -4,14 +4,15 @@ Letters: I images of the dataset, N of a batch, K crops, S the shape of one feat
 channels.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from captioner.data.checked_rows import check_sums
+from captioner.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class CachedFeatures:
             is under `scale`.
         scale: float32 (C,): uint8 values times it are the square roots of the features; None for other types.
         crops: K; the first is the centre.
+        sums: of `values`: uint32 (I, K) or (I, 2·K), memory-mapped; None: there are none, as of features made up.
+        path: the file, for messages.
     """
 
     values: np.ndarray
     scale: np.ndarray | None
     crops: int
+    sums: np.ndarray | None = None
+    path: Path = Path()
 
     @property
     def knows_mirrored(self) -> bool:
@@ -41,6 +46,9 @@ class CachedFeatures:
             indices: int (N,), rows of the dataset.
             crops: int (N,) below K, or one for all.
             mirrored: bool (N,); None: no image is.
+
+        Raises:
+            InputError: they are not what was written.
         """
         if mirrored is None or not mirrored.any():
             return self._plain(indices, crops)
@@ -51,11 +59,29 @@ class CachedFeatures:
         return features
 
     def _plain(self, indices: np.ndarray, views: np.ndarray | int) -> Tensor:
-        rows = self.values[indices, views].astype(np.float32)
+        stored = self.values[indices, views]
+        self._check(stored, indices, np.broadcast_to(views, indices.shape))
+        rows = stored.astype(np.float32)
         if self.scale is not None:
             rows *= self.scale
             np.square(rows, out=rows)
         return torch.from_numpy(rows)
+
+    def _check(self, stored: np.ndarray, indices: np.ndarray, views: np.ndarray) -> None:
+        if self.sums is None:
+            return
+        found = check_sums(stored, place_numbers(indices, views, self.values.shape[1]).tolist())
+        wrong = indices[found != self.sums[indices, views]]
+        if len(wrong):
+            raise InputError(
+                f"{self.path}: the features of image {wrong[0]} are damaged (their check sum differs)",
+                remedy="delete it and run again",
+            )
+
+
+def place_numbers(indices: np.ndarray, views: np.ndarray, num_views: int) -> np.ndarray:
+    """Which view of which image it is: one number, whose check sum tells it from all others."""
+    return indices.astype(np.int64) * num_views + views
 
 
 def mirror_grids(features: Tensor) -> Tensor:
@@ -67,10 +93,3 @@ def mirror_grids(features: Tensor) -> Tensor:
         return features.flip(2)
     side = round(features.shape[1] ** 0.5)
     return features.unflatten(1, (side, side)).flip(2).flatten(1, 2)
-
-
-def map_array(path: Path) -> Any:
-    """What a .npy file holds, memory-mapped; raises any Exception at a damaged one, whose header is read as Python."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy's, about headers that only damaged files have
-        return np.load(path, mmap_mode="r")

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from captioner.data.cached_features import map_array
+from captioner.data.checked_rows import check_sums, map_array, row_type
 from captioner.data.images import read_file
 from captioner.errors import InputError
 from captioner.runtime.files import atomic_write, read_json, require_writable_folder
@@ -173,8 +173,8 @@ class PhotoIndex:
         return self.folder / f"words-{self._model}-{shard:05}.npy"
 
     def _store(self, path: Path, values: np.ndarray, digests: Sequence[str]) -> None:
-        rows = np.empty(len(values), _row_type(values.shape[1]))
-        rows["values"], rows["sum"] = values, list(map(_check_sum, values, digests))
+        rows = np.empty(len(values), row_type("<f2", values.shape[1:]))
+        rows["values"], rows["sum"] = values, check_sums(values, map(_number_of, digests))
         with atomic_write(path) as stream:
             np.save(stream, rows)
 
@@ -188,16 +188,18 @@ class PhotoIndex:
         if max(rows) >= len(stored):
             raise self._damaged(path, "too short")
         values: np.ndarray = stored["values"][rows]
-        for row, own in zip(rows, values, strict=True):
-            if stored["sum"][row] != _check_sum(own, self._photo_at[shard, row]):
-                raise self._damaged(path, f"the check sum of row {row} differs")
+        found = check_sums(values, (_number_of(self._photo_at[shard, row]) for row in rows))
+        for row in np.array(rows)[found != stored["sum"][rows]][:1]:
+            raise self._damaged(path, f"the check sum of row {row} differs")
         return values
 
     def _load(self, path: Path, width: int) -> np.ndarray:
         if path not in self._loaded:
             try:
                 values = map_array(path)
-                sound = isinstance(values, np.ndarray) and values.dtype == _row_type(width) and values.ndim == 1
+                sound = (
+                    isinstance(values, np.ndarray) and values.dtype == row_type("<f2", (width,)) and values.ndim == 1
+                )
                 if not sound or len(values) > PHOTOS_OF_A_SHARD:
                     raise ValueError(f"no rows of {width} numbers in half precision")
             except Exception as error:  # NumPy reads the header as Python: a damaged one raises many kinds
@@ -209,13 +211,9 @@ class PhotoIndex:
         return InputError(f"{path}: is damaged ({why})", remedy=f"delete the folder {self.folder}")
 
 
-def _row_type(width: int) -> np.dtype[np.void]:
-    return np.dtype([("sum", "<u4"), ("values", "<f2", (width,))])
-
-
-def _check_sum(values: np.ndarray, digest: str) -> int:
-    """Of a row (F,) and the photo that it is of; 3 GB/s."""
-    return zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(digest.encode()))
+def _number_of(digest: str) -> int:
+    """Of the photo that a row is of."""
+    return zlib.crc32(digest.encode())
 
 
 def _state(path: Path) -> tuple[str, list[int]]:

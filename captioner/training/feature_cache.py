@@ -4,9 +4,10 @@ The file's name carries a digest of all that the features depend on: CNN weights
 number format. Another run with the same ingredients shares it; a change of any of them asks for another file, so that a
 stale one is never used.
 
-The file is a .npy of the values. Where they are uint8, a second .npy follows in the same file: the scale of each
-channel. Features are not negative; the square root brings the few large ones nearer to the many small ones, so that 256
-steps are enough: a value is off by at most half a step of its root.
+The file is a .npy of (N, V) rows, each with its check sum, which is looked at whenever a row is read. Where they are
+uint8, a second .npy follows in the same file: the scale of each channel, a row with its check sum, too. Features are
+not negative; the square root brings the few large ones nearer to the many small ones, so that 256 steps are enough: a
+value is off by at most half a step of its root.
 
 Several processes share the work, see `shared_work`.
 
@@ -23,6 +24,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ from torch import Tensor
 
 from captioner.data.batch import Batch, PixelInputs
 from captioner.data.batches import dataset_batches, pinned_ahead
-from captioner.data.cached_features import CachedFeatures, map_array
+from captioner.data.cached_features import CachedFeatures, place_numbers
+from captioner.data.checked_rows import check_sums, map_array, row_type
 from captioner.data.crops import CENTRE_OFFSET, MAX_CROP_OFFSET
 from captioner.data.dataset import Dataset
 from captioner.data.pixel_digest import pixel_digest
@@ -46,6 +49,7 @@ from captioner.training.shared_work import Records, forget_parts, write_together
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # of these files; 1 had no check sums
 BATCH_SIZE, GPU_BATCH_SIZE = 16, 128
 SCALE_IMAGES = 64  # whose largest values say what 255 means
 ABOVE_SAMPLED = 1.2  # roots of other images may be so much larger than theirs before they are cut off
@@ -78,14 +82,18 @@ class CacheForm:
         return model.encoder.last_block_shape if self.last_block else model.encoder.feature_shape
 
     def dtype(self, model: CaptionModel) -> np.dtype:
-        """Of the file."""
+        """Of the numbers in the file."""
         if self.kind != "auto":
             return np.dtype(self.kind)
         return np.dtype(np.float32 if len(self.shape(model)) == 1 else np.float16)
 
+    def row_type(self, model: CaptionModel) -> np.dtype[np.void]:
+        """Of the file's rows: the features of one view, and their check sum."""
+        return row_type(self.dtype(model), self.shape(model))
+
     def bytes_per_image(self, model: CaptionModel) -> int:
         """On disk."""
-        return self.views * math.prod(self.shape(model)) * self.dtype(model).itemsize
+        return self.views * self.row_type(model).itemsize
 
     def file_name(self, model: CaptionModel, digest: str) -> str:
         """For people, but for the digest."""
@@ -138,35 +146,41 @@ def cached_features(
         is_there = (folder / name).exists()
     name, is_there = processes.gather((name, is_there), patient=True)[0]
     path = folder / name
-    shape, kind = (len(dataset.info), form.views, *form.shape(model)), form.dtype(model)
     if not is_there:
-        log.info("features: computing %d images × %d view(s) into %s", shape[0], shape[1], path)
+        log.info("features: computing %d images × %d view(s) into %s", len(dataset.info), form.views, path)
         _compute(path, model, dataset, form, device, dtype, num_workers, processes, stop_signal)
     elif processes.is_main:
         log.info("features: using %s", path)
         forget_parts(path)
     if not path.exists():
         raise InputError(f"{path}: was written by another machine", expected="a folder that all machines share")
-    values, scale = open_cache(path, shape, kind)
-    return CachedFeatures(values, scale, form.crops)
+    return open_cache(path, (len(dataset.info), form.views), form.row_type(model), form.crops)
 
 
-def open_cache(path: Path, shape: tuple[int, ...], kind: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
-    """The values in a cache file, memory-mapped, and their scales if they are uint8.
+def open_cache(path: Path, shape: tuple[int, int], kind: np.dtype[np.void], crops: int) -> CachedFeatures:
+    """What a cache file holds, memory-mapped.
+
+    Args:
+        shape: (N, V).
+        kind: of its rows.
 
     Raises:
         InputError: it holds something else.
     """
     try:
-        values = map_array(path)
-        if not isinstance(values, np.ndarray):
+        rows = map_array(path)
+        if not isinstance(rows, np.memmap):
             raise ValueError("an archive")
-        scale = _read_scale(path, values) if kind == np.uint8 else None
+        scale = None
+        if kind["values"].base == np.uint8:
+            with open(path, "rb") as stream:
+                stream.seek(rows.offset + rows.nbytes)
+                scale = _read_scale(stream, kind["values"].shape[-1])
     except Exception as error:  # NumPy reads the header as Python: a damaged one raises many kinds
         raise InputError(f"{path}: not a feature cache, or a damaged one", remedy="delete it and run again") from error
-    if values.shape != shape or values.dtype != kind:
-        raise InputError(f"{path}: holds {values.dtype} {values.shape}", expected=f"{kind} {shape}", remedy="delete it")
-    return values, scale
+    if rows.shape != shape or rows.dtype != kind:
+        raise InputError(f"{path}: holds {rows.dtype} {rows.shape}", expected=f"{kind} {shape}", remedy="delete it")
+    return CachedFeatures(rows["values"], scale, crops, rows["sum"], path)
 
 
 def stand_in_features(images: int, form: CacheForm, model: CaptionModel) -> CachedFeatures:
@@ -193,9 +207,13 @@ def _compute(
     model = copy.deepcopy(model).to(device).eval()
     for module in model.encoder.cnn_modules():
         prepare_for_inference(module, dtype)
-    count, kind, shape = len(dataset.info), form.dtype(model), (form.views, *form.shape(model))
+    count, num_views, of_row = len(dataset.info), form.views, form.row_type(model)
+    kind, shape = of_row["values"].base, of_row["values"].shape
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)})
+    described = np.lib.format.dtype_to_descr(of_row)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": described, "fortran_order": False, "shape": (count, num_views)}
+    )
     views = Views(model, dataset, form, device, num_workers)
 
     def make_trailer() -> bytes:
@@ -203,14 +221,25 @@ def _compute(
             return b""
         one_view = Views(model, dataset, dataclasses.replace(form, crops=1, mirrored=False), device, num_workers)
         sampled, target = one_view.of(np.arange(0, count, math.ceil(count / SCALE_IMAGES))), io.BytesIO()
-        np.lib.format.write_array(target, _scale_of(list(sampled)), version=(1, 0))
+        _write_scale(target, _scale_of(list(sampled)))
         return target.getvalue()
 
     def compute(images: range, trailer: bytes) -> Iterator[bytes]:
-        scale = np.lib.format.read_array(io.BytesIO(trailer)) if trailer else None
+        scale, first = None, images.start
+        if trailer:
+            try:
+                scale = _read_scale(io.BytesIO(trailer), shape[-1])
+            except Exception as error:  # as in open_cache
+                remedy = f"delete the folder .{path.name}.parts beside it"
+                raise InputError(f"{path}: what is done of it is damaged", remedy=remedy) from error
         for batch in views.of(np.arange(images.start, images.stop)):
             values = batch.numpy()
-            yield (values.astype(kind, copy=False) if scale is None else _to_bytes(values, scale)).tobytes()
+            rows = np.empty(values.shape[:2], of_row)
+            rows["values"] = values.astype(kind, copy=False) if scale is None else _to_bytes(values, scale)
+            places = place_numbers(first + np.arange(len(rows))[:, None], np.arange(num_views), num_views)
+            rows["sum"] = check_sums(rows["values"].reshape(-1, *shape), places.ravel().tolist()).reshape(places.shape)
+            first += len(rows)
+            yield rows.tobytes()
 
     records = Records(header.getvalue(), count, form.bytes_per_image(model), views.batch_size)
     write_together(path, records, make_trailer, compute, processes, stop_signal, "features")
@@ -275,17 +304,25 @@ def _to_bytes(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.rint(np.sqrt(values) / scale).clip(0, 255).astype(np.uint8)
 
 
-def _read_scale(path: Path, values: np.ndarray) -> np.ndarray:
-    """The second array of the file.
+def _write_scale(stream: IO[bytes], scale: np.ndarray) -> None:
+    """As a .npy file."""
+    row = np.empty(1, row_type(scale.dtype, scale.shape))
+    row["values"], row["sum"] = scale, check_sums(scale[None], [0])
+    np.lib.format.write_array(stream, row, version=(1, 0))
+
+
+def _read_scale(stream: IO[bytes], channels: int) -> np.ndarray:
+    """The array that the stream stands at: float32 (C,).
 
     Raises:
-        ValueError: there is none of that size.
+        ValueError: there is none of that size, or it is damaged; NumPy raises many other kinds.
     """
-    with open(path, "rb") as stream:
-        stream.seek(values.offset + values.nbytes if isinstance(values, np.memmap) else 0)
-        scale = np.lib.format.read_array(stream, allow_pickle=False)
-    if scale.shape != values.shape[-1:] or scale.dtype != np.float32:
+    row = np.lib.format.read_array(stream, allow_pickle=False)
+    if row.shape != (1,) or row.dtype != row_type("<f4", (channels,)):
         raise ValueError("the scales are missing")
+    if check_sums(row["values"], [0]) != row["sum"]:
+        raise ValueError("the check sum of the scales differs")
+    scale: np.ndarray = row["values"][0]
     return scale
 
 
@@ -296,12 +333,15 @@ def _digest(model: CaptionModel, dataset: Dataset, form: CacheForm, dtype: torch
         config.cnn_layer,
         config.cnn_pixels,
         crop_offsets(form.crops),
+        config.pixel_mean,
+        config.pixel_std,
         str(dtype),
         len(dataset.info),
+        form.mirrored,
+        form.last_block,
+        form.dtype(model).name,
+        FORMAT,
     ]
-    recipe += [config.pixel_mean, config.pixel_std] if config.pixel_mean else []
-    if (form.mirrored, form.last_block, form.kind) != (False, False, "auto"):
-        recipe += [form.mirrored, form.last_block, form.dtype(model).name]  # older files have none of it in their names
     digest.update(json.dumps(recipe).encode())
     # What the last block sees does not depend on that block, which is being trained.
     modules = [model.encoder.features[:LAST_BLOCK]] if form.last_block else model.encoder.cnn_modules()
