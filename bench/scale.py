@@ -36,7 +36,7 @@ from captioner.data.vocabulary import Vocab
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
-from captioner.scale.items import Item, read_items
+from captioner.scale.items import Item, Worker, read_items
 from captioner.scale.ray_engine import run_on_ray
 from captioner.scale.shard_results import ShardResults
 
@@ -285,8 +285,8 @@ def _decode_only(path: str) -> int:
     return sum(not item.end for item in read_items(0, path, "squash", 0))
 
 
-def _make_stand_in(device: str, num_threads: int) -> Callable[[Sequence[Item]], list[Item]]:
-    return _stand_in
+def _make_stand_in(device: str, num_threads: int) -> Worker:
+    return functools.partial(map, _stand_in)
 
 
 def _stand_in(items: Sequence[Item]) -> list[Item]:

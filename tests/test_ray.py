@@ -1,13 +1,16 @@
 """caption-eval --engine ray: the same results as without, whatever dies on the way."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from captioner.cli.eval import build_parser
 from captioner.errors import InputError
 from captioner.scale import ray_engine
+from captioner.scale.items import Item
 
 
 @pytest.fixture
@@ -93,6 +96,30 @@ def test_a_machine_too_busy_to_start_ray_is_asked_again_and_nothing_of_the_vain_
     assert ray_engine._connect(None) is ray
     assert [attempt.ended for attempt in attempts] == [True, True, False]
     assert caplog.text.count("timed out during startup.): trying again") == 2
+
+
+def test_an_actor_hands_its_worker_batches_that_fit_and_lets_it_read_ahead(monkeypatch):
+    import ray
+
+    sizes: list[int] = []
+
+    def worker(batches):
+        before = None
+        for batch in batches:
+            sizes.append(len(batch))
+            if before:
+                yield before
+            before = [replace(item, pixels=None, row=str(int(item.pixels.sum()))) for item in batch]
+        yield before
+
+    monkeypatch.setattr(ray, "get", lambda made: made)
+    actor = ray_engine._Caption(lambda device, threads: worker, "cuda", 1, batch_size=3)
+    pixels = [np.zeros((3, 256, 256), np.uint8) for _ in range(8)]
+    for number, picture in enumerate(pixels):
+        picture[0, 0, 0] = number
+    found = actor(ray_engine._table([Item(0, number, pixels=picture) for number, picture in enumerate(pixels)]))
+    assert found["row"].to_pylist() == [str(number) for number in range(8)]
+    assert found["index"].to_pylist() == list(range(8)) and sizes == [3, 3, 2]
 
 
 def test_a_user_error_inside_a_worker_is_the_user_s():

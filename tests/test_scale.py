@@ -170,8 +170,8 @@ def test_processes_share_the_shards_and_a_broken_one_ends_none_of_them(shards, p
         "import os, time\n"
         "from captioner.cli.eval import main\n"
         "from captioner.scale.captions import CaptionItems\n"
-        "stream = CaptionItems.stream\n"
-        "CaptionItems.stream = lambda self, batches: stream(self, (time.sleep(3) or one for one in batches))\n"
+        "call = CaptionItems.__call__\n"
+        "CaptionItems.__call__ = lambda self, batches: call(self, (time.sleep(3) or one for one in batches))\n"
         "raise SystemExit(main())\n"
     )
     argv = [tmp_path / "in", "--model", tiny_model, *CPU, "--output_dir", tmp_path / "out"]

@@ -109,12 +109,8 @@ class CaptionItems:
         self.model, self.options = model, model.search_options(**search)
         self.seed, self.min_confidence = seed, min_confidence
 
-    def __call__(self, items: Sequence[Item]) -> list[Item]:
-        (done,) = self.stream([items])
-        return done
-
-    def stream(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Item]]:
-        """The same for batch after batch; a GPU encodes the next one meanwhile."""
+    def __call__(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Item]]:
+        """Batch after batch; a GPU encodes the next one meanwhile."""
         taken: collections.deque[Sequence[Item]] = collections.deque()  # whoever captions may read ahead
 
         def decoded() -> Iterator[Batch]:
@@ -167,4 +163,4 @@ def run_here(
     """The pictures of the shards that are asked for, through a worker in this process."""
     items = itertools.chain.from_iterable(read(number, shards[number]) for number in numbers)
     batches = iter(lambda: list(itertools.islice(items, batch_size)), [])
-    return itertools.chain.from_iterable(worker.stream(batches))
+    return itertools.chain.from_iterable(worker(batches))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,8 +28,8 @@ class Item:
     end: bool = False
 
 
-# Pictures that are decoded → the same with their rows.
-Worker: TypeAlias = Callable[[Sequence[Item]], list[Item]]
+# Batches of pictures that are decoded → the same with their rows, in order; the next may be read before one is done.
+Worker: TypeAlias = Callable[[Iterable[Sequence[Item]]], Iterator[list[Item]]]
 
 
 def read_items(shard: int, path: str, image_mode: ImageMode, num_workers: int) -> Iterator[Item]:

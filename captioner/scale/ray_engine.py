@@ -25,6 +25,7 @@ BLOCK_BYTES = 32 * 2**20  # of Ray's blocks: 170 pictures; what a lost worker ha
 CPUS_PER_ACTOR = 4  # beyond it the CNN of few pictures gains little
 _SHARE_OF_DECODING = 0.5  # CPUs that a decoding task reckons with beside an actor without a GPU, which needs far more
 _PICTURES_AT_ONCE = 16
+_GPU_BATCHES = 4  # that a GPU's actor is given at once: all but the first are encoded beside the search of another
 # Attempts at a cluster of its own: Ray gives a node's helpers 15 s and the node 30 s to come up, which nothing raises.
 # On a busy machine the next attempt finds their files in memory, or the machine less busy.
 STARTS = 5
@@ -75,10 +76,11 @@ def run_on_ray(
         pictures = ray.data.from_items(left, override_num_blocks=min(len(left), 10_000)).map_batches(
             decode, batch_size=1, batch_format="numpy", num_cpus=1 if device == "cuda" else _SHARE_OF_DECODING
         )
+        batch_size = batch_size or (128 if device == "cuda" else 8)
         rows = pictures.map_batches(
             _Caption,
-            fn_constructor_args=(ref, device, threads),
-            batch_size=batch_size or (128 if device == "cuda" else 8),
+            fn_constructor_args=(ref, device, threads, batch_size),
+            batch_size=batch_size * (_GPU_BATCHES if device == "cuda" else 1),
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
@@ -149,15 +151,17 @@ def _resources(
 
 
 class _Caption:
-    """An actor: pictures → rows."""
+    """An actor: pictures → rows, so many at a time."""
 
-    def __init__(self, make_worker: Any, device: str, num_threads: int) -> None:
+    def __init__(self, make_worker: Any, device: str, num_threads: int, batch_size: int) -> None:
         import ray
 
-        self.worker = ray.get(make_worker)(device, num_threads)
+        self.worker, self.batch_size = ray.get(make_worker)(device, num_threads), batch_size
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        return _table(self.worker(list(_items(table))))
+        items = _items(table)
+        batches = iter(lambda: list(itertools.islice(items, self.batch_size)), [])
+        return _table(list(itertools.chain.from_iterable(self.worker(batches))))
 
 
 def _table(items: Sequence[Item]) -> "pyarrow.Table":
