@@ -173,3 +173,29 @@ def test_help_goes_where_results_go(arguments):
     assert done.returncode == 0 and done.stdout.isascii() and not done.stderr
     closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *argv], **options)
     assert closed.returncode == 0 and not closed.stderr
+
+
+ASKED = {
+    "eval": "x.jpg",
+    "train": "",
+    "prepro": "--input_json x --num_val 1 --output_h5 x.h5 --output_json y",
+    "convert": "x.t7 --output y.pt",
+    "score": "--predictions x --references y",
+    "video": "--input x.mp4",
+    "serve": "",
+    "download": "x.txt",
+    "sweep": "--ranges x.toml --folder y",
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+def test_a_working_directory_that_was_removed_is_one_line(command, tmp_path):
+    """Libraries of mathematics would end the process in their own words."""
+    (tmp_path / "gone").mkdir()
+    argv = [sys.executable, "-m", f"captioner.cli.{command}", *ASKED[command].split()]
+    program = "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    start = [sys.executable, "-c", program, str(tmp_path / "gone"), *argv]
+    done = subprocess.run(start, env=here, capture_output=True, text=True, timeout=60)
+    told = f"caption-{command}: error: the working directory has been removed; change to one that is there\n"
+    assert (done.returncode, done.stderr) == (1, told)

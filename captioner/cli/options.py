@@ -281,6 +281,18 @@ def add_precision(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _require_working_directory() -> None:
+    """Without one, libraries end the process in their own words, and relative names mean nothing.
+
+    Raises:
+        InputError: it has been removed.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory has been removed", remedy="change to one that is there") from None
+
+
 def run(command: str, body: Callable[[], int | None]) -> int:
     """Run a command's body: log to stderr, one line and exit code 1 for bad input, 130 when interrupted.
 
@@ -303,6 +315,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         logging.basicConfig(level=_log_level, handlers=[handler], force=True)
         logging.raiseExceptions = False  # a stderr that is full must not end a command
         try:
+            _require_working_directory()
             outputs.check_outputs()
             try:
                 code = body() or 0
