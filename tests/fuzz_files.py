@@ -46,7 +46,7 @@ from captioner.data.records import known_captions
 from captioner.data.tar_files import list_members, read_member
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.inference.load import _stored_ranges
+from captioner.inference.load import _stored_ranges, _sum_of
 from captioner.inference.sources import open_coco_list, open_split
 from captioner.metrics.pairing import read_predictions, read_references
 from captioner.model.caption_model import CaptionModel, build_model
@@ -81,7 +81,7 @@ def targets(folder: Path) -> list[Target]:
     """All readers; `folder` holds the sound files that they need besides."""
     torch.manual_seed(0)
     model = CaptionModel(CONFIG)
-    state, scales = model.state_dict(), {"ranges": [1.5] * 12}
+    state, scales = model.state_dict(), {"ranges": [1.5] * 12, "sum": _sum_of([1.5] * 12)}
     checkpoint = Checkpoint(CONFIG, Vocab(["a", "dog", "UNK"]), state, decoding={"suppress_unk": 1})
     checkpoint.history.loss_history = {0: 2.5}
     checkpoint.history.val_lang_stats_history = {0: {"CIDEr": 0.5}}
@@ -170,10 +170,10 @@ def targets(folder: Path) -> list[Target]:
                 read_member(f"{path}/{name}", 10**6)
 
     features = io.BytesIO()
-    rows = np.zeros((2, 1), row_type("f4", (4,)))
-    rows["values"] = [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
-    rows["sum"][:, 0] = check_sums(rows["values"][:, 0], [0, 1])
-    np.save(features, rows)
+    cached = np.zeros((2, 1), row_type("f4", (4,)))
+    cached["values"] = [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
+    cached["sum"][:, 0] = check_sums(cached["values"][:, 0], [0, 1])
+    np.save(features, cached)
     manifest = as_json(["vis.json", "5 ab"]) + b"\n" + as_json(["imgs/img1.jpg", None]) + b"\n"
 
     def read_manifest(path: Path) -> None:

@@ -1,6 +1,8 @@
 """8-bit convolutions: the very integer arithmetic meant, near the float ones, and where they are refused."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.nn.functional import conv2d, max_pool2d
 
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
-from captioner.inference.load import make_captioner, require_int8
+from captioner.inference.load import _store_ranges, _stored_ranges, make_captioner, require_int8
 from captioner.kernels.int8 import Int8Convolutions, measure_ranges
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import (
@@ -113,6 +115,28 @@ def test_ranges_hold_nearly_every_photos_largest_activation(features, images):
         if isinstance(layer, torch.nn.ReLU):
             largest.append(float(values.flatten(1).max(dim=1).values.quantile(0.95)))
     assert measure_ranges(features, images.split(2)) == pytest.approx(largest[:-1], rel=1e-5)
+
+
+def test_scales_that_changed_on_the_disk_are_not_used(tmp_path):
+    model = CaptionModel(ModelConfig(len(TINY_WORDS), cnn_layer="pool5", conv_widths=WIDTHS, rnn_size=24))
+    ranges = [round(1.5 * k, 3) for k in range(12)]
+    _store_ranges(ranges, tmp_path / "scales.json")
+    assert _stored_ranges(tmp_path / "scales.json", model) == ranges
+    text = (tmp_path / "scales.json").read_text()
+    for changed in (
+        text.replace("16.5", "19.5"),
+        text.replace("[0.0, 1.5", "[1.5, 0.0"),
+        text.partition(', "sum"')[0] + "}",
+    ):
+        assert changed != text
+        (tmp_path / "scales.json").write_text(changed)
+        assert _stored_ranges(tmp_path / "scales.json", model) is None
+
+
+def test_the_shipped_scales_are_whole():
+    (shipped,) = ASSETS.glob("int8-*.json")
+    content = json.loads(shipped.read_text())
+    assert content["sum"] == zlib.crc32(struct.pack("<12d", *content["ranges"]))
 
 
 @needs_vnni

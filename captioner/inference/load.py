@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import math
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -143,16 +145,24 @@ def _stored_ranges(path: Path, model: CaptionModel) -> list[float] | None:
     """The scales of a file; None: it is not there, or damaged, and they are to be measured anew."""
     count = sum(isinstance(layer, nn.Conv2d) for layer in model.encoder.features) - 1
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        ranges = [float(value) for value in json.loads(read_small(path))["ranges"]]
+        content = json.loads(read_small(path))
+        ranges = [float(value) for value in content["ranges"]]
+        if content["sum"] != _sum_of(ranges):
+            return None
         if len(ranges) == count and all(math.isfinite(value) and value >= 0 for value in ranges):
             return ranges
     return None
+
+
+def _sum_of(ranges: Sequence[float]) -> int:
+    """A check sum: another scale gives other captions, and does not look like damage."""
+    return zlib.crc32(struct.pack(f"<{len(ranges)}d", *ranges))
 
 
 def _store_ranges(ranges: Sequence[float], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "w") as stream:
-            json.dump({"ranges": list(ranges)}, stream)
+            json.dump({"ranges": list(ranges), "sum": _sum_of(ranges)}, stream)
     except (OSError, InputError) as error:
         log.warning("int8: the measured scales cannot be kept (%s)", error)
