@@ -3,6 +3,9 @@
 import hashlib
 import http.server
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -186,6 +189,22 @@ def test_an_interruption_does_not_wait_for_files_under_way(server: str, tmp_path
     finally:
         signal.signal(signal.SIGINT, before)
     assert not list((tmp_path / "films").glob("*.bin"))
+
+
+def test_an_interruption_does_not_wait_for_a_silent_server(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        path = tmp_path / "urls.txt"
+        path.write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/1.jpg\n")
+        argv = [sys.executable, "-m", "captioner.cli.download", str(path), "--folder", str(tmp_path / "images")]
+        # What started the tests may have SIGINT ignored, and children would, too.
+        start = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        argv[1:3] = ["-c", start + "runpy.run_module('captioner.cli.download', run_name='__main__')"]
+        process = subprocess.Popen(argv, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)  # the server may be silent for 30
+    assert (process.returncode, err) == (130, "caption-download: interrupted\n")
 
 
 def test_continued_and_repeated(server: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

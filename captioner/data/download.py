@@ -5,7 +5,6 @@ under its name only when it is complete and, if it is called like a picture, can
 NAME.part. What failed is listed in FOLDER/failed.tsv, with the reason, in the form of the list itself.
 """
 
-import concurrent.futures
 import contextlib
 import email.utils
 import hashlib
@@ -14,6 +13,7 @@ import json
 import logging
 import math
 import os
+import queue
 import random
 import threading
 import time
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 2**16
 _MIN_BYTES_PER_SECOND = 1024  # slower than this on average is as good as dead
 _LONGEST_PAUSE = 60.0
+_LEAVING_SECONDS = 1.0  # that an interruption waits for files under way to be closed
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -203,20 +204,39 @@ def download(items: Sequence[Item], folder: Path, connections: int, limits: Limi
             _drop_note(folder / item.path)
         else:
             todo.append(item)
-    with concurrent.futures.ThreadPoolExecutor(connections) as pool:
-        try:
-            futures = {pool.submit(_fetch_with_retries, item, folder, limits, stop): item for item in todo}
-            with tqdm(total=len(items), initial=len(items) - len(todo), unit=" files", disable=None) as bar:
-                for future in concurrent.futures.as_completed(futures):
-                    bar.update()
-                    reason = future.result()
-                    if reason:
-                        failed[futures[future]] = reason
-                        log.warning("%s: %s", futures[future].url, reason)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in todo:
+        waiting.put(item)
+    done: queue.SimpleQueue[tuple[Item, str | BaseException]] = queue.SimpleQueue()
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while not stop.is_set():
+                item = waiting.get_nowait()
+                try:
+                    done.put((item, _fetch_with_retries(item, folder, limits, stop)))
+                except BaseException as error:
+                    done.put((item, error))
+
+    # Daemons: an executor's threads are waited for when the process ends, however long a server is silent.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(connections, len(todo)))]
+    for thread in threads:
+        thread.start()
+    try:
+        with tqdm(total=len(items), initial=len(items) - len(todo), unit=" files", disable=None) as bar:
+            for _ in todo:
+                item, outcome = done.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                bar.update()
+                if outcome:
+                    failed[item] = outcome
+                    log.warning("%s: %s", item.url, outcome)
+    finally:
+        stop.set()
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
     return [(item, failed[item]) for item in items if item in failed]
 
 
@@ -257,6 +277,8 @@ def fetch(item: Item, target: Path, limits: Limits, stop: threading.Event) -> No
             request.add_header("Range", f"bytes={start}-")
             request.add_header("If-Range", validator)
         with urllib.request.urlopen(request, timeout=limits.timeout) as response:
+            if stop.is_set():  # the folder may be somebody else's by now
+                raise Failure("interrupted", again=False)
             if response.status != 206:
                 start = 0
             elif not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
