@@ -46,6 +46,7 @@ def build_parser() -> Parser:
     recipe.add_argument(
         "--stages",
         choices=STAGE_LISTS,
+        metavar="STAGE[,STAGE]",
         help="stages of the preset to run: 1 with a frozen CNN, 2 fine-tunes it from there, 3 rewards captions; by "
         "default all",
     )
