@@ -116,9 +116,9 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
         },
         3: {**REWARDS, "epochs": 5.0, "save_checkpoint_every": 250},
     },
-    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. Nor do they
-    # teach a CNN: what it learns of them is of no use on others (docs/recipes.md), so there is no stage 2. The model
-    # that a stage starts from takes part in the choice of the best, so that no stage makes it worse where it is judged.
+    # A few hundred photos teach no language: it comes from the bundled model, and VGG16's weights with it. Nor are they
+    # enough for the other stages, which made captions of other photos worse (docs/recipes.md). The bundled model takes
+    # part in the choice of the best, so that training does not make it worse where it is judged.
     "small": {
         1: {
             **FROZEN,
@@ -134,7 +134,6 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             "ema": 0.99,
             "save_checkpoint_every": 25,
         },
-        3: {**REWARDS, "epochs": 5.0, "warmup": 10, "ema": 0.98, "save_checkpoint_every": 25},
     },
 }
 

@@ -26,7 +26,6 @@ from captioner.runtime.precision import inference_dtype
 from captioner.runtime.processes import Processes
 from captioner.training.feature_cache import CacheForm, cached_features
 from captioner.training.options import TrainingOptions, stage_numbers
-from captioner.training.presets import PRESETS
 from captioner.training.run_files import RunFiles
 from captioner.training.trainer import Rule, Trainer
 
@@ -51,8 +50,7 @@ def best_of_stage_before(options: TrainingOptions) -> Path:
     assert options.stage
     asked = [number for number in stage_numbers(options) if number < options.stage]
     found = [number for number in range(1, options.stage) if files_of(options, number).best.exists()]
-    earlier = [number for number in PRESETS[options.preset or ""] if number < options.stage]
-    return files_of(options, max(asked or found or earlier)).best
+    return files_of(options, max(asked or found, default=options.stage - 1)).best
 
 
 def last_iteration(options: TrainingOptions, num_images: int) -> int | None:
