@@ -67,10 +67,12 @@ class Stream:
     Attributes:
         count: what it was given to do so far.
         seen: of each other queue, how much of that was done before what it is given now.
+        left_behind: whenever the host waited for one of its events, how much it had been given since.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.count, self.seen = name, 0, Counter[Stream]()
+        self.left_behind: list[int] = []
 
     def record_event(self) -> "Event":
         event = Event()
@@ -92,7 +94,9 @@ class Event:
     def record(self, stream: Stream) -> None:
         self.stream, self.count, self.seen = stream, stream.count, Counter(stream.seen)
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        assert self.stream, "nobody has recorded it"
+        self.stream.left_behind.append(self.stream.count - self.count)
 
 
 class Memory:

@@ -79,11 +79,16 @@ def test_a_training_iteration_never_makes_the_host_wait(decoder, monkeypatch):
         assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_the_loss_of_an_iteration_is_fetched_once_and_read_an_iteration_later(monkeypatch):
+def test_the_loss_of_an_iteration_is_fetched_once_and_read_while_the_next_is_under_way(monkeypatch):
     with pretend_gpu(monkeypatch) as gpu:
         monitor = LossMonitor(TrainingHistory(), None, 1, str, LossTrend(12))
+        queue = torch.cuda.current_stream(GPU)
         for iteration in range(3):
-            monitor.note(iteration, torch.full((), 2.5, device=GPU))
+            loss = torch.full((), 2.5, device=GPU)
+            for _ in range(5):  # the iteration's work
+                loss = loss + 0
+            monitor.note(iteration, loss)
+        assert len(queue.left_behind) == 2 and min(queue.left_behind) >= 5, "the host waits for what was just queued"
         monitor.flush()
         assert monitor.history.loss_history == {0: 2.5, 1: 2.5, 2: 2.5}
         assert gpu.lines("download", "wait") == {"runtime/transfers.py: __init__"}
