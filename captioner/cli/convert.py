@@ -137,7 +137,8 @@ KIND_NAMES = {
 def kind_of(path: Path) -> Kind:
     """Told by suffix, else by content."""
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file", remedy="check the path")
+        problem = "a folder, a pipe or a device" if os.path.exists(path) else "no such file"
+        raise InputError(f"{path}: {problem}", remedy="check the path")
     suffixes: dict[str, Kind] = {
         ".t7": "torch7",
         ".caffemodel": "caffe",
