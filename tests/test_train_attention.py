@@ -40,7 +40,7 @@ def test_it_learns_to_name_colours_from_cached_grids(data, tiny_dataset, command
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cache = re.search(r"features: .*?(/\S+grid-\S+\.npy)", done.stderr)[1]
-    grids = np.load(cache, mmap_mode="r")
+    grids = np.load(cache, mmap_mode="r")["values"]
     assert grids.shape == (28, 5, 49, 12) and grids.dtype == np.float16 and grids.max() > 0
     # The channels are brought to one range by all training photos, 16 being few.
     scale = load_checkpoint(tmp_path / "model_id.pt").state_dict["encoder.embed.scale"]
