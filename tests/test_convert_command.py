@@ -166,7 +166,7 @@ def test_what_cannot_be_converted_is_one_line(
     assert "could run code" in error_of(capsys, "--inspect", tmp_path / "evil.pt")
     assert "--cnn_model" in error_of(capsys, caffemodel.with_suffix(".pth"))
     assert "no such file" in error_of(capsys, tmp_path / "missing.t7")
-    assert "no such file" in error_of(capsys, tmp_path)
+    assert "a folder" in error_of(capsys, tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     assert "unknown kind of file" in error_of(capsys, tmp_path / "notes.txt")
     t7.write_bytes(t7.read_bytes()[:5000])
