@@ -1,5 +1,6 @@
 """caption-train from outside: it learns, resumes exactly, and says what is wrong in one line."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from captioner.model.caption_model import build_model
-from captioner.model.checkpoint import load_checkpoint
+from captioner.model.checkpoint import TrainingHistory, load_checkpoint, save_checkpoint
 from captioner.training.run_files import RunFiles
 
 SMALL = ["--cnn_layer", "pool5", "--rnn_size", 24, "--input_encoding_size", 16, "--gpuid", -1, "--batch_size", 4]
@@ -217,6 +218,16 @@ def test_somebodys_file_is_set_aside_even_when_a_run_is_repeated(name, data, com
     done = command("train", *argv)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / name.replace(".", ".previous.")).read_text() == "somebody's\n"
+
+
+def test_a_model_from_elsewhere_is_set_aside_though_it_has_had_no_iteration(uninterrupted, data, command, tmp_path):
+    """As one that was converted: what it has learnt comes from no run of ours."""
+    learnt = dataclasses.replace(load_checkpoint(uninterrupted / "model_id.pt"), history=TrainingHistory())
+    save_checkpoint(tmp_path / "model_id.pt", learnt)
+    before = (tmp_path / "model_id.pt").read_bytes()
+    done = command("train", *data, "--max_iters", 1, "--resume", "auto", "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model_id.previous.pt").read_bytes() == before
 
 
 def test_an_untrained_model_is_never_the_best(data, command, tmp_path):

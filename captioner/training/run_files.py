@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,12 @@ class RunFiles:
         """
         ours = (self.best, self.last, self.resume, self.report, self.pace, self.losses)
         files = [path for path in ours if os.path.lexists(path)]
-        if repeating and self._have_not_begun():
-            files = []
         if os.path.lexists(self.page) and kind_of(self.page) != "page":
             files.append(self.page)  # somebody else's
         for path in files:
             require_replaceable(path)
+        if repeating and self._have_not_begun(files):
+            return
         for number in itertools.count(1):
             word = f"previous{number}" if number > 1 else "previous"
             aside = [path.with_name(f"{path.stem}.{word}{path.suffix}") for path in files]
@@ -79,17 +79,19 @@ class RunFiles:
             os.replace(path, previous)
             log.info("an earlier run's %s is now %s", path.name, previous.name)
 
-    def _have_not_begun(self) -> bool:
-        """Whether they are those of a run without a state and without a trained model."""
-        there = {path for path in (self.best, self.last, self.resume, self.report, self.pace) if os.path.lexists(path)}
-        if self.resume in there or (there and self.last not in there and there != {self.best}):
+    def _have_not_begun(self, files: Collection[Path]) -> bool:
+        """Whether these are what a run leaves that is killed before its first state: its models have been validated
+        once, before the first update. A model that came otherwise (a converted one) has not, whatever it has learnt."""
+        there = set(files) - {self.losses}
+        if not (there <= {self.best} or {self.last} <= there <= {self.best, self.last, self.report, self.pace}):
             return False
-        if os.path.lexists(self.losses) and not _are_losses(self.losses):
+        if self.losses in files and not _are_losses(self.losses):
             return False
         try:
-            return all(load_checkpoint(path).history.iteration == 0 for path in there & {self.best, self.last})
+            histories = [load_checkpoint(path).history for path in there & {self.best, self.last}]
         except InputError:
             return False
+        return all(history.iteration == 0 and history.val_loss_history.keys() == {0} for history in histories)
 
     def save_models(self, model: Checkpoint, better: bool, pace: "Pace") -> None:
         """Write the reports and the last checkpoint, and the best one if this is `better` than all before.
