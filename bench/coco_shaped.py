@@ -13,7 +13,7 @@ from captioner.data.images import read_image
 V, CAPTIONS, LONGEST = 9567, 5, 16
 # Words per caption of COCO's training captions: mean, standard deviation and the least, cut at LONGEST.
 MEAN_LENGTH, SPREAD, SHORTEST = 10.5, 2.2, 7
-TEST_SHARE = 4  # every fourth picture is of the test split
+HELD_OUT_SHARE = 4  # every fourth picture is not of the train split
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = Path("data/flickr8k/images")
 
@@ -25,8 +25,11 @@ def random_captions(rng: np.random.Generator, count: int) -> np.ndarray:
     return words * (np.arange(LONGEST) < lengths).astype(np.uint32)
 
 
-def make_dataset(folder: Path, num_images: int) -> Dataset:
+def make_dataset(folder: Path, num_images: int, held_out: str = "test") -> Dataset:
     """Write data.h5 and data.json; photos are used again, shifted, where there are too few.
+
+    Args:
+        held_out: the split of every fourth picture.
 
     Raises:
         FileNotFoundError: there are no photos beside the project.
@@ -48,7 +51,7 @@ def make_dataset(folder: Path, num_images: int) -> Dataset:
             pixels = read_image(path)
             for copy, row in enumerate(range(number, num_images, len(photos))):
                 images[row] = np.roll(pixels, 37 * copy, axis=2)
-    splits = itertools.cycle(["test"] + ["train"] * (TEST_SHARE - 1))
+    splits = itertools.cycle([held_out] + ["train"] * (HELD_OUT_SHARE - 1))
     described = [{"split": split, "id": row} for row, split in zip(range(num_images), splits)]  # noqa: B905
     words = {str(number): f"w{number}" for number in range(1, V + 1)}
     (folder / "data.json").write_text(json.dumps({"ix_to_word": words, "images": described}))

@@ -25,9 +25,7 @@ KINDS = {"frozen": "--finetune_cnn_after -1", "fine-tuning": "--finetune_cnn_aft
 def run() -> None:
     """Print the table: VGG16 with the default language model, 8 images in all."""
     with tempfile.TemporaryDirectory() as folder:
-        make_dataset(Path(folder), 64)
-        described = Path(folder, "data.json")
-        described.write_text(described.read_text().replace('"split": "test"', '"split": "val"'))  # training has none
+        make_dataset(Path(folder), 64, held_out="val")
         data = ["--input_h5", f"{folder}/data.h5", "--input_json", f"{folder}/data.json", "--cnn_model", "random"]
         measure(data, Path(folder), counts=(1, 2, 4), iterations=8)
 
