@@ -215,7 +215,7 @@ def download(items: Sequence[Item], folder: Path, connections: int, limits: Limi
                 item = waiting.get_nowait()
                 try:
                     done.put((item, _fetch_with_retries(item, folder, limits, stop)))
-                except BaseException as error:
+                except BaseException as error:  # raised below, where somebody waits for it
                     done.put((item, error))
 
     # Daemons: an executor's threads are waited for when the process ends, however long a server is silent.
