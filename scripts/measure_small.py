@@ -1,6 +1,6 @@
 """What `caption-train --preset small` brings on a few hundred photos of one kind: CIDEr of held-out photos.
 
-    .venv/bin/python scripts/measure_small.py DATASET.json WORK [--words kitchen,food,..] [--seeds 1,2,3]
+    .venv/bin/python scripts/measure_small.py DATASET.json WORK [--words "kitchen food .."] [--seeds 1,2,3]
 
 DATASET.json lists photos beside it (file_path, captions, split). Photos are of the kind if at least two of their
 captions have one of the words. Of those with split "train" --photos are taken, a fifth of them to choose the best model
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--words", type=lambda text: text.split(","), default=KITCHENS_AND_FOOD)
+    parser.add_argument("--words", type=str.split, default=KITCHENS_AND_FOOD, help='of the kind; "": every photo is')
     parser.add_argument("--photos", type=int, default=300)
     parser.add_argument("--held_out", type=int, default=10**6, help="at most so many held-out photos")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3])
@@ -54,9 +54,9 @@ def main() -> None:
 
 
 def is_of_kind(captions: list[str], words: set[str]) -> bool:
-    """Whether at least two captions, or all there are, have one of the words."""
+    """Whether at least two captions, or all there are, have one of the words, or there are no words."""
     having = sum(bool(words & set(re.findall("[a-z]+", caption.lower()))) for caption in captions)
-    return having >= min(2, len(captions))
+    return not words or having >= min(2, len(captions))
 
 
 def train(chosen: list[dict[str, Any]], seed: int, options: argparse.Namespace) -> Path:
