@@ -8,6 +8,7 @@ import torch
 from captioner.data.batch import PixelInputs
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
+from captioner.inference.explain import heat_maps
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
@@ -41,9 +42,28 @@ def test_the_grid_is_that_whose_average_is_pool5(checkpoint):
     assert attending.encode(PixelInputs(images)).shape == (2, 49, 6)
 
 
+def test_conv5_3_is_the_grid_before_the_last_pooling(checkpoint, tmp_path):
+    pooled = build_model(checkpoint)
+    config = dataclasses.replace(CONFIG, cnn_layer="conv5_3")
+    finer = CaptionModel(config).eval()
+    finer.encoder.features.load_state_dict(pooled.encoder.features.state_dict())
+    images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        grid = finer.cnn_features(images)
+        # Row by row: cell 14·y + x is row y, column x.
+        cells = torch.nn.functional.max_pool2d(grid.transpose(1, 2).unflatten(2, (14, 14)), 2)
+        torch.testing.assert_close(cells.flatten(2).transpose(1, 2), pooled.cnn_features(images))
+        torch.testing.assert_close(finer.encode_features(finer.last_block_inputs(images)), finer.encode_features(grid))
+        heat = heat_maps(finer, finer.last_block(images), [[1, 2], [3]])
+    assert [[len(of_word) for of_word in of_image] for of_image in heat] == [[196, 196], [196]]
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(config, Vocab(WORDS), finer.state_dict()))
+    again = build_model(load_checkpoint(tmp_path / "model.pt"))
+    torch.testing.assert_close(again.encode_features(grid), finer.encode_features(grid))
+
+
 def test_the_embedding_of_a_grid_is_its_formula_and_has_finite_gradients():
     torch.manual_seed(0)
-    embedding = GridEmbedding(4, 6, 0.5).double().eval()
+    embedding = GridEmbedding(49, 4, 6, 0.5).double().eval()
     with torch.no_grad():
         embedding.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 0.1]))
         embedding.norm.weight.normal_()
@@ -90,7 +110,8 @@ def test_files_of_plain_models_stay_as_older_versions_read_them(tmp_path):
     ("wrong", "named"),
     [
         ({"decoder": "transformer"}, "decoder is 'transformer'"),
-        ({"cnn_layer": "fc7"}, "looks at the grid of pool5, not at fc7"),
+        ({"cnn_layer": "fc7"}, "looks at a grid, not at fc7"),
+        ({"decoder": "lstm", "cnn_layer": "conv5_3"}, "sees one vector, conv5_3 is a grid"),
         ({"num_layers": 2}, "two LSTMs of one layer"),
         ({"attention_heads": 3}, "rnn_size 8 is no multiple of the 3 attention heads"),
         ({"attention_heads": 0}, "attention_heads is 0"),

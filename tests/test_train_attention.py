@@ -1,5 +1,6 @@
 """caption-train --decoder attention from outside: it learns, resumes exactly, moves on, and refuses contradictions."""
 
+import base64
 import json
 import os
 import re
@@ -110,6 +111,19 @@ def test_training_goes_on_from_its_weights_and_with_other_words(uninterrupted, d
     assert moved.decoding == load_checkpoint(uninterrupted / "model_id.pt").decoding
 
 
+def test_a_finer_grid_is_trained_on_and_shown(data, command, tmp_path):
+    """With the last block from its cached inputs, whose output it is."""
+    finer = ["--cnn_layer", "conv5_3", "--finetune_cnn_after", 0, "--finetune_cnn_layers", 5, "--cache_features", 1]
+    done = command("train", *data, *finer, "--max_iters", 2, "--checkpoint_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "model_id.pt").state_dict["encoder.embed.position"].shape == (196, 16)
+    argv = ["--model", tmp_path / "model_id.pt", "--input_h5", data[1], "--input_json", data[3], "--num_images", 2]
+    evaluated = command("eval", *argv, "--gpuid", -1, "--explain", 1, "--min_length", 2, "--vis_dir", tmp_path / "vis")
+    assert evaluated.returncode == 0, evaluated.stderr
+    words = json.loads((tmp_path / "vis" / "vis.json").read_text())[0]["words"]
+    assert {len(base64.b64decode(word["heat"])) for word in words} == {196}
+
+
 def test_a_plan_counts_its_grids(data, command, tmp_path):
     done = command("train", *data, "--max_iters", 3, "--plan", 1, "--cache_features", 40)
     assert done.returncode == 0, done.stderr
@@ -119,7 +133,7 @@ def test_a_plan_counts_its_grids(data, command, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--cnn_layer", "fc7"], "decoder attention looks at the grid of pool5, not at fc7"),
+        (["--cnn_layer", "fc7"], "decoder attention looks at a grid, not at fc7"),
         (["--num_layers", 2], "decoder attention has two LSTMs of one layer"),
         (["--attention_heads", 5], "rnn_size 24 is no multiple of the 5 attention heads"),
     ],

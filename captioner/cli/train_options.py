@@ -92,7 +92,7 @@ def build_parser() -> Parser:
     model.add_argument(
         "--decoder",
         choices=DECODERS,
-        help="lstm: the original's, which sees the image once; attention: looks at the 7x7 grid for every word",
+        help="lstm: the original's, which sees the image once; attention: looks at a grid of the photo for every word",
     )
     model.add_argument(
         "--attention_heads", type=Range(int, 1, 64), help="places looked at at a time; they divide --rnn_size"
@@ -102,7 +102,8 @@ def build_parser() -> Parser:
     model.add_argument(
         "--cnn_layer",
         choices=CNN_LAYERS,
-        help="image feature: fc7, or mean of the last convolution",
+        help="image feature: fc7; the last convolution, averaged, or with --decoder attention its 7x7 grid (pool5) or "
+        "its 14x14 grid before the last pooling (conv5_3)",
     )
     model.add_argument(
         "--cnn_pixels",

@@ -25,8 +25,8 @@ class Caption:
         file_name: of the picture: the path as it was given, in a folder relative to it; "" for what is in memory.
         image_id: of the picture: what a dataset says, else its number as text, from "1".
         abstained: the confidence is below the least that was asked for.
-        heat: where asked for, a map per word of where the model looked: 7×7 uint8 row by row, over the inner 224×224
-            of the picture as 256×256; 255 is the hottest cell of that word.
+        heat: where asked for, a map per word of where the model looked: 7×7 or 14×14 uint8 row by row, over the inner
+            224×224 of the picture as 256×256; 255 is the hottest cell of that word.
         arithmetic: what it was computed with: "fp32", "bf16", "int8 convolutions + bf16", ...
     """
 

@@ -1,11 +1,12 @@
 """Where the model looked: a map over the picture for each word of a caption.
 
 Where the language model attends, the map is its attention. Elsewhere it is how the word's log-probability changes with
-the last convolution block: the gradient by each of its 7×7 cells, times what the cell holds, summed over channels
+the last convolution block: the gradient by each of its cells, times what the cell holds, summed over channels
 (gradient × activation; with the `pool5` head the same as Grad-CAM, Selvaraju et al. 2017; with fc7 as HiResCAM, Draelos
 & Carin 2020). What speaks against the word counts as 0.
 
-Letters: N images, D words of the longest caption, C channels, G cells of the grid (7×7).
+Letters: N images, D words of the longest caption, C channels, S cells in a row of the grid (7, or 14 of conv5_3), G of
+all (S²).
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,11 @@ def heat_maps(model: CaptionModel, grid: Tensor, captions: Sequence[Sequence[int
 
     Args:
         model: in evaluation mode; its decoder in float32.
-        grid: (N, C, 7, 7), what `model.last_block` gave for the images.
+        grid: (N, C, S, S), what `model.last_block` gave for the images.
         captions: N captions as word ids.
 
     Returns:
-        For each image, for each word: 49 bytes, the cells of the centre crop row by row, 255 the hottest of this word
+        For each image, for each word: G bytes, the cells of the centre crop row by row, 255 the hottest of this word
         and 0 what did not count; all 0 where nothing speaks for the word.
     """
     longest = max(map(len, captions), default=0)
@@ -46,7 +47,7 @@ def word_heat(model: CaptionModel, grid: Tensor, labels: Tensor) -> Tensor:
     """What each cell of the last convolution block contributes to each word.
 
     Args:
-        grid: float32 (N, C, 7, 7), the output of the last block.
+        grid: float32 (N, C, S, S), the output of the last block.
         labels: int64 (N, D) word ids, 0-padded.
 
     Returns:

@@ -30,7 +30,7 @@ class Seen:
 
     Attributes:
         encodings: for each model what its decoder reads, one row per image: (N, E), or (N, G, E) where it attends.
-        grid: (N, C, 7, 7), the first model's last convolution block, where it was asked for.
+        grid: (N, C, S, S), the first model's last convolution block, where it was asked for.
         ready: what a GPU notes when it has computed this; None: whoever reads it is behind it in the same queue.
     """
 

@@ -50,7 +50,7 @@ def measure_ranges(features: nn.Sequential, batches: Iterable[Tensor]) -> list[f
 class Int8Convolutions(nn.Sequential):
     """The convolutions of an encoder with their ReLUs and poolings, in 8-bit integers; for inference.
 
-    float32 (N, 3, 224, 224), normalised → float32 (N, C, 7, 7).
+    float32 (N, 3, 224, 224), normalised → float32 (N, C, 7, 7), or (N, C, 14, 14) without the last pooling.
 
     Args:
         features: the float ones, which stay as they are.

@@ -1,8 +1,8 @@
 """The attending language model: two LSTMs, between which each word looks at the photo's grid (after Xu et al. 2015,
 Anderson et al. 2018, Vaswani et al. 2017; `--decoder attention`).
 
-Shapes: N images, G cells of a photo's grid (49), M captions, D words of the longest, V words, E encoding, H hidden,
-A heads of d = H/A numbers, R rows of a running search, P rows of a packed batch.
+Shapes: N images, G cells of a photo's grid (49 or 196), M captions, D words of the longest, V words, E encoding,
+H hidden, A heads of d = H/A numbers, R rows of a running search, P rows of a packed batch.
 
 A step reads one token. LSTM 1 reads it beside the mean of the grid; its hidden state asks, head by head, which cells
 matter now; LSTM 2 reads their weighted mean and the state of LSTM 1, and predicts the next word. LSTM 2 does not feed

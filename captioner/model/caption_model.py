@@ -100,7 +100,7 @@ class CaptionModel(nn.Module):
             images: as for `cnn_features`.
 
         Returns:
-            (N, C, 7, 7) in the CNN's dtype.
+            (N, C, S, S) in the CNN's dtype.
         """
         return self.encoder.features(self._pixels(images, offsets))
 

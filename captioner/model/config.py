@@ -8,6 +8,7 @@ from captioner.errors import InputError
 from captioner.model.choices import (
     CNN_LAYERS,
     DECODERS,
+    GRIDS,
     PIXELS,
     VGG16_FC_WIDTH,
     VGG16_WIDTHS,
@@ -132,11 +133,16 @@ class ModelConfig:
                 expected = "three numbers up to 255" if needed else f"none for pixels {self.cnn_pixels}"
                 raise InputError(f"{where}{name} is {value!r}", expected=expected)
         if self.decoder == "lstm":
+            if self.cnn_layer == "conv5_3":
+                raise InputError(
+                    f"{where}decoder lstm sees one vector, conv5_3 is a grid of 14×14",
+                    remedy="choose --cnn_layer pool5, the mean of such a grid, or --decoder attention",
+                )
             return
-        if self.cnn_layer != "pool5":
+        if self.cnn_layer not in GRIDS:
             raise InputError(
-                f"{where}decoder attention looks at the grid of pool5, not at {self.cnn_layer}",
-                remedy="choose --cnn_layer pool5",
+                f"{where}decoder attention looks at a grid, not at {self.cnn_layer}",
+                remedy="choose --cnn_layer pool5 or conv5_3",
             )
         if self.num_layers != 1:
             raise InputError(f"{where}decoder attention has two LSTMs of one layer", remedy="leave --num_layers at 1")

@@ -1,7 +1,7 @@
 """VGG16 as an image encoder (Simonyan & Zisserman 2014; original: misc/net_utils.lua).
 
-Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512), G cells of the last grid (49),
-E encoding size.
+Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512), S cells in a row of the last grid (7,
+or 14 without the last pooling), G of all (S²), E encoding size.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner.model.choices import VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
+from captioner.model.choices import GRIDS, VGG16_FC_WIDTH, VGG16_WIDTHS, CnnLayer, Pixels
 
 CONVS_BEFORE_POOL = (2, 2, 3, 3, 3)  # the five blocks of VGG16
 LAST_BLOCK = sum(2 * convs + 1 for convs in CONVS_BEFORE_POOL[:-1])  # where it begins: conv + ReLU each, then a pool
-LAST_GRID = 7  # 224 pixels halved five times
+LAST_GRID = GRIDS["pool5"]  # 224 pixels halved five times
 LARGEST_ROOT = 4.0  # what the scales of a grid bring the roots of its channels' largest activations to, about
 GRID_SCALE = 0.36  # does so on average, where no photos have been seen yet
 NEXT_TO_NOTHING = 1e-4  # activations of pool5 go up to about 100
@@ -79,13 +79,13 @@ class Encoder(nn.Module):
     are; `embed` is the captioner's own projection.
 
     Args:
-        cnn_layer: "fc7" (both hidden fully connected layers) or "pool5" (mean over the last convolution's 7×7 grid:
-            a tenth of the weights).
+        cnn_layer: "fc7" (both hidden fully connected layers), "pool5" (the last convolution's 7×7 grid, or the mean
+            over it: a tenth of the weights) or "conv5_3" (its 14×14 grid before the last pooling).
         conv_widths: output channels of the 13 convolutions; narrow ones make tests fast.
-        fc_width: width of fc6 and fc7; unused by pool5.
+        fc_width: width of fc6 and fc7; unused by other layers.
         encoding_size: E.
-        grid_drop_prob: None: the feature of an image is one vector. Else it is the whole grid of pool5, for a language
-            model that attends to its cells, and this is the dropout of what comes into their projection.
+        grid_drop_prob: None: the feature of an image is one vector. Else it is the whole grid, for a language model
+            that attends to its cells, and this is the dropout of what comes into their projection.
     """
 
     embed: "nn.Linear | GridEmbedding"
@@ -102,9 +102,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         assert len(conv_widths) == sum(CONVS_BEFORE_POOL)
-        assert grid_drop_prob is None or cnn_layer == "pool5"
+        assert grid_drop_prob is None or cnn_layer in GRIDS
         self.cnn_layer = cnn_layer
-        self.features = nn.Sequential(*_convolutions(conv_widths))
+        layers = _convolutions(conv_widths)
+        self.features = nn.Sequential(*(layers[:-1] if cnn_layer == "conv5_3" else layers))
         if cnn_layer == "fc7":
             self.classifier = nn.Sequential(
                 nn.Linear(conv_widths[-1] * LAST_GRID**2, fc_width),
@@ -114,14 +115,15 @@ class Encoder(nn.Module):
                 nn.ReLU(inplace=True),
             )
         width = fc_width if cnn_layer == "fc7" else conv_widths[-1]
-        self.feature_shape = (width,) if grid_drop_prob is None else (LAST_GRID**2, width)
+        cells = GRIDS.get(cnn_layer, 0) ** 2
+        self.feature_shape = (width,) if grid_drop_prob is None else (cells, width)
         self.last_block_shape = (2 * LAST_GRID, 2 * LAST_GRID, conv_widths[-CONVS_BEFORE_POOL[-1] - 1])
         # VGG's dropout after fc7 belongs to the projection: cached features come before it.
         self.dropout = nn.Dropout(0.5 if cnn_layer == "fc7" else 0.0)
         if grid_drop_prob is None:
             self.embed = nn.Linear(width, encoding_size)
         else:
-            self.embed = GridEmbedding(width, encoding_size, grid_drop_prob)
+            self.embed = GridEmbedding(cells, width, encoding_size, grid_drop_prob)
 
     def cnn(self, images: Tensor) -> Tensor:
         """float (N, 3, 224, 224), normalised → CNN feature (N, F), or (N, G, C): what a frozen CNN computes once."""
@@ -136,10 +138,10 @@ class Encoder(nn.Module):
         return self.head(self.features[LAST_BLOCK:](inputs.permute(0, 3, 1, 2).to(self.input_dtype)))
 
     def head(self, grid: Tensor) -> Tensor:
-        """The last convolution block's output (N, C, 7, 7) → CNN feature (N, F), or (N, G, C)."""
+        """The last convolution block's output (N, C, S, S) → CNN feature (N, F), or (N, G, C)."""
         if isinstance(self.embed, GridEmbedding):
             return grid.flatten(2).transpose(1, 2)
-        if self.cnn_layer == "pool5":
+        if self.cnn_layer != "fc7":
             return grid.mean(dim=(2, 3))
         return self.classifier(grid.flatten(1).to(next(self.classifier.parameters()).dtype))
 
@@ -161,9 +163,10 @@ class Encoder(nn.Module):
 
 
 class GridEmbedding(nn.Module):
-    """A photo's grid of pool5, brought to the language model's width; each cell learns its place.
+    """A photo's grid, brought to the language model's width; each cell learns its place.
 
     Args:
+        cells: G.
         channels: C.
         encoding_size: E.
         drop_prob: dropout of the channels of each cell, in training mode only.
@@ -171,10 +174,10 @@ class GridEmbedding(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, channels: int, encoding_size: int, drop_prob: float = 0.2) -> None:
+    def __init__(self, cells: int, channels: int, encoding_size: int, drop_prob: float = 0.2) -> None:
         super().__init__()
         self.register_buffer("scale", torch.full((channels,), GRID_SCALE))
-        self.position = nn.Parameter(torch.empty(LAST_GRID**2, encoding_size))
+        self.position = nn.Parameter(torch.empty(cells, encoding_size))
         self.project = nn.Linear(channels, encoding_size)
         self.norm = nn.LayerNorm(encoding_size)
         self.dropout = nn.Dropout(drop_prob)

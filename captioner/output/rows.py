@@ -19,7 +19,7 @@ class _RequiredOfWordRow(TypedDict):
 class WordRow(_RequiredOfWordRow, total=False):
     """A word of a caption; `logprob` is null for a word that the model can never say.
 
-    `heat`, where asked for, says where the model looked: base64 of 7×7 bytes (see `captioner.Caption`).
+    `heat`, where asked for, says where the model looked: base64 of 7×7 or 14×14 bytes (see `captioner.Caption`).
     """
 
     heat: str

@@ -8,7 +8,7 @@ from captioner.service.requests import LONGEST_TEXT, NUMBERS, TEXTS
 
 _JSON = "application/json"
 _LOGPROB = {"type": "number", "description": "natural logarithm of a probability"}
-_HEAT = "7×7 bytes row by row, over the inner 224×224 of the picture squashed to 256×256; 255 is the hottest"
+_HEAT = "7×7 or 14×14 bytes row by row, over the inner 224×224 of the picture squashed to 256×256; 255 is the hottest"
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
 
