@@ -140,12 +140,14 @@ def data(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int) -
         print(f"| {10 * share} % of the time | {driver:.0f} | {worker:.0f} |")
 
 
-def overhead(photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int, model: str | None) -> None:
+def overhead(
+    photos: Sequence[Photo], folder: Path, *, pictures: int, shards: int, model: str | None, turns: int = 2
+) -> None:
     """`--engine ray` against plain caption-eval, each with its start-up, by turns."""
     make_shards(photos, folder / "shards", pictures, shards)
     chosen = [] if model == "bundled" else ["--model", model or str(narrow_model(folder / "narrow.pt", 24))]
     seconds: dict[str, list[float]] = {"local": [], "ray": []}
-    for turn, engine in itertools.product(range(2), seconds):
+    for turn, engine in itertools.product(range(turns), seconds):
         started = time.monotonic()
         command = caption_eval(folder / "shards", folder / f"{engine}{turn}", *chosen, "--engine", engine)
         subprocess.run(command, check=True)
@@ -354,6 +356,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--width", type=int, default=24, help="channels of the narrow model")
     parser.add_argument("--model", help="of overhead: a file, or bundled (default: a narrow one)")
+    parser.add_argument("--turns", type=int, default=2, help="of overhead: how often each runs")
     parser.add_argument("--folder", help="where shards and results go and stay (default: a temporary folder)")
     opt = parser.parse_args()
     photos = sorted(Path(opt.photos).glob("*.jpg"))[: opt.pictures] if opt.photos else synthetic_photos(40)
@@ -367,7 +370,7 @@ def main() -> None:
         elif opt.what == "data":
             data(photos, folder, **sizes)
         else:
-            overhead(photos, folder, **sizes, model=opt.model)
+            overhead(photos, folder, **sizes, model=opt.model, turns=opt.turns)
 
 
 if __name__ == "__main__":
