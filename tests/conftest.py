@@ -26,6 +26,21 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# They take one to five minutes each, longest first: begun last, they would keep one process busy and the other waiting.
+LONG_FILES = (
+    "ray",
+    "train",
+    "fault_injection",
+    "presets",
+    "distributed",
+    "service",
+    "train_bundled",
+    "plan",
+    "metrics_java",
+    "prepro",
+    "sweep",
+)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -39,6 +54,11 @@ def shared() -> Path:
 def reference(shared: Path) -> Path:
     """Files and numbers computed by the original neuraltalk2."""
     return shared / "reference" / "neuraltalk2"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

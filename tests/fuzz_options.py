@@ -61,7 +61,7 @@ def line_for(parser: argparse.ArgumentParser, rng: random.Random) -> list[str]:
     line: list[str] = []
     for action in actions:
         if action.required and rng.random() < 0.9:
-            line += [*action.option_strings[:1], "1"]
+            line += [*action.option_strings[:1], str(rng.choice(list(action.choices or ["1"])))]
     for action in rng.choices(actions, k=rng.randrange(9)):
         name = rng.choice(action.option_strings) if action.option_strings else ""
         if name and rng.random() < 0.5:
