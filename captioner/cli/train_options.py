@@ -28,7 +28,7 @@ from captioner.cli.options import (
     width,
     workers,
 )
-from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS
+from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS, VIEWS
 from captioner.training.options import CNN_RULES, RULES, CacheType, FlipFeatures, Schedule, TrainingOptions
 from captioner.training.presets import PRESETS, STAGE_LISTS
 
@@ -110,6 +110,12 @@ def build_parser() -> Parser:
         choices=PIXELS,
         help="pixel convention of the weights; by default what the kind of file implies; data: mean and standard "
         "deviation of the training pictures, for a CNN that no others have trained (--cnn_model random)",
+    )
+    model.add_argument(
+        "--cnn_view",
+        choices=VIEWS,
+        help="what the CNN sees of a picture: centre, as in the original, 224x224 of 256x256, cut out at random where "
+        "pixels are looked at again; whole: all of it, made smaller",
     )
     optim = p.add_argument_group("optimisation")
     optim.add_argument("--max_iters", type=never_or_from, help="iterations to run; -1 is forever")

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from captioner.data.batch import Batch, PixelInputs
-from captioner.data.crops import crop
 from captioner.data.vocabulary import Vocab
 from captioner.errors import InputError
 from captioner.inference.captioner import Captioner
@@ -127,7 +126,7 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
         images = [inputs.images for inputs in found if isinstance(inputs, PixelInputs) and len(inputs.images)]
         if not images:
             raise InputError("--precision int8: none of the first photos can be read", remedy="use --precision auto")
-        ranges = measure_ranges(fast, (model.normalise(crop(some)).to(dtype) for some in images))
+        ranges = measure_ranges(fast, (model.pixels(some).to(dtype) for some in images))
         _store_ranges(ranges, path)
     return ranges
 
@@ -135,7 +134,8 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
 def _ranges_name(model: CaptionModel) -> str:
     """The same for the same convolutions and pixels."""
     pixels = f"{model.config.cnn_pixels}{model.config.pixel_mean or ''}{model.config.pixel_std or ''}"
-    digest = hashlib.blake2b(pixels.encode(), digest_size=10)
+    view = "" if model.config.cnn_view == "centre" else model.config.cnn_view
+    digest = hashlib.blake2b((pixels + view).encode(), digest_size=10)
     for weights in model.encoder.features.parameters():
         digest.update(weights.detach().contiguous().numpy().data)
     return f"int8-{digest.hexdigest()}.json"

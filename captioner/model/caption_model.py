@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
-from captioner.data.crops import crop
+from captioner.data.crops import crop, whole
 from captioner.errors import InputError
 from captioner.kernels import output_loss
 from captioner.model.accuracy import hits
@@ -86,12 +86,13 @@ class CaptionModel(nn.Module):
 
         Args:
             images: uint8 (N, 3, 256, 256) RGB.
-            offsets: int64 (N, 2), first row and column of each crop; None is the centre.
+            offsets: int64 (N, 2), first row and column of each crop; None is the centre. A model that sees all of
+                a picture does not crop.
 
         Returns:
             (N, F) in the CNN's dtype.
         """
-        return self.encoder.cnn(self._pixels(images, offsets))
+        return self.encoder.cnn(self.pixels(images, offsets))
 
     def last_block(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """The last convolution block's output, of which `encoder.head` makes the CNN feature.
@@ -102,10 +103,19 @@ class CaptionModel(nn.Module):
         Returns:
             (N, C, S, S) in the CNN's dtype.
         """
-        return self.encoder.features(self._pixels(images, offsets))
+        return self.encoder.features(self.pixels(images, offsets))
 
-    def _pixels(self, images: Tensor, offsets: Tensor | None) -> Tensor:
-        return self.normalise(crop(images, offsets)).to(self.encoder.input_dtype)
+    def pixels(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """What the CNN sees of pictures.
+
+        Args:
+            images, offsets: as for `cnn_features`.
+
+        Returns:
+            (N, 3, 224, 224), normalised, in the CNN's dtype.
+        """
+        seen = whole(images) if self.config.cnn_view == "whole" else crop(images, offsets)
+        return self.normalise(seen).to(self.encoder.input_dtype)
 
     def last_block_inputs(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels to what the last convolution block sees: what is computed only once if no more than it is trained.
@@ -116,8 +126,7 @@ class CaptionModel(nn.Module):
         Returns:
             (N, 14, 14, C) in the CNN's dtype.
         """
-        pixels = self.normalise(crop(images, offsets))
-        return self.encoder.before_last_block(pixels.to(self.encoder.input_dtype))
+        return self.encoder.before_last_block(self.pixels(images, offsets))
 
     def language_model_parameters(self) -> list[nn.Parameter]:
         """What captions train from the first iteration: the decoder and the encoder's projection."""

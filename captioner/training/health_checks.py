@@ -9,7 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from captioner.data.crops import crop
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint_content import TrainingHistory
@@ -229,7 +228,7 @@ def warn_of_pixels(model: CaptionModel, images: Tensor) -> None:
     pixels, features = model.config.cnn_pixels, model.encoder.features
     if pixels == "data":
         return  # what the user asks for; such weights are random, or the user's own
-    values = model.normalise(crop(images.to(next(features.parameters()).device)))
+    values = model.pixels(images.to(next(features.parameters()).device))
     of_photos = features(values).mean(dim=(2, 3))  # (N, C)
     of_mean = features(torch.zeros_like(values[:1])).mean(dim=(2, 3))
     moved = float(((of_photos - of_mean).norm(dim=1) / of_mean.norm()).median())

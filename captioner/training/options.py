@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import InputError
-from captioner.model.choices import CnnLayer, DecoderKind, Pixels
+from captioner.model.choices import CnnLayer, CnnView, DecoderKind, Pixels
 from captioner.training.presets import OF_A_STAGE, PRESETS, STAGE_LISTS
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class TrainingOptions:
     drop_prob_features: float = 0.2
     cnn_layer: CnnLayer = "fc7"
     cnn_pixels: Pixels | None = None
+    cnn_view: CnnView = "centre"
     # optimisation
     max_iters: int = -1
     epochs: float = 0
@@ -145,6 +146,11 @@ class TrainingOptions:
                 f"{self.finetune_cnn_layers} on",
                 expected="--finetune_cnn_layers 5, which trains the last block from its cached inputs",
                 remedy="or leave --cache_features out",
+            )
+        if self.cache_features > 1 and self.cnn_view == "whole":
+            raise InputError(
+                f"--cache_features {self.cache_features}: a model that sees the whole picture does not crop",
+                remedy="give --cache_features 1",
             )
         if self.cache_features and (self.augment_rotation or self.augment_colour):
             raise InputError(
