@@ -1,5 +1,6 @@
 """Photos by words: against brute force, and from outside."""
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from captioner.inference import find, photo_index
 from captioner.model.caption_model import CaptionModel, build_model
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from captioner.model.config import ModelConfig
+from captioner.model.encoder import coarser_grid
 from captioner.model.one_text import text_logprobs
 
 CPU = ["--gpuid", -1, "--precision", "fp32"]
@@ -96,6 +98,35 @@ def test_the_words_of_one_text_are_as_likely_as_by_teacher_forcing(checkpoint, t
         forced = net.decoder(seen, torch.tensor([text] * 5))[:, -len(text) - 1 : -1]  # (5, D, V+1)
         expected = torch.stack([forced[:, place, word - 1] for place, word in enumerate(text)], 1)
         torch.testing.assert_close(text_logprobs(net.decoder, seen, text), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fine_grid_is_kept_as_the_means_of_four_cells():
+    config = ModelConfig(
+        **SHAPE | {"cnn_layer": "conv5_3"}, conv_widths=(12,) * 13, decoder="attention", attention_heads=2
+    )
+    torch.manual_seed(3)
+    net = CaptionModel(config).eval()
+    # Where the four cells of each square are alike, to look at them is to look at one of them.
+    fours = torch.arange(49).view(7, 1, 7, 1).expand(7, 2, 7, 2).flatten()
+    with torch.inference_mode():
+        net.encoder.embed.position.copy_(torch.randn(49, 16)[fours])
+        features = torch.rand(3, 49, 12)
+        coarse = coarser_grid(features[:, fours])
+        torch.testing.assert_close(coarse, features)
+        exact = text_logprobs(net.decoder, net.encode(FeatureInputs(features[:, fours])), [2, 3, 1])
+        torch.testing.assert_close(text_logprobs(net.decoder, net.encoder.embed.coarser()(coarse), [2, 3, 1]), exact)
+
+
+@pytest.mark.parametrize("checkpoint", ["attention"], indirect=True)
+def test_photos_are_found_by_a_model_with_a_fine_grid(checkpoint, photos, command, tmp_path):
+    config = dataclasses.replace(checkpoint.config, cnn_layer="conv5_3")
+    position = "encoder.embed.position"
+    state = {**checkpoint.state_dict, position: torch.zeros(196, 16)}
+    save_checkpoint(tmp_path / "fine.pt", Checkpoint(config, checkpoint.vocab, state))
+    done = command("score", "--model", tmp_path / "fine.pt", "--images", photos, "--query", TEXT, "--top", 3, *CPU)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 3, done.stderr
+    (shard,) = (tmp_path / "cache").rglob("features*.npy")
+    assert np.load(shard)["values"].shape == (9, 49 * 12)
 
 
 def test_several_models_average_their_probabilities(model, checkpoint, photos, command):

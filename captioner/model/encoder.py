@@ -4,6 +4,7 @@ Letters: N images, C channels, F width of the CNN feature (fc7: 4096, pool5: 512
 or 14 without the last pooling), G of all (S²), E encoding size.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -197,6 +198,24 @@ class GridEmbedding(nn.Module):
         # is next to nothing counts as nothing, so that fine-tuning has finite gradients.
         roots = F.threshold(grids.to(self.scale.dtype), NEXT_TO_NOTHING, 0.0).sqrt()
         return self.norm(self.project(self.dropout(roots * self.scale)) + self.position)
+
+    def coarser(self) -> "GridEmbedding":
+        """The same weights for grids of `coarser_grid`: the place of a cell is the mean of those of its four."""
+        cells, width = self.position.shape
+        embedding = GridEmbedding(cells // 4, self.project.in_features, width, self.dropout.p)
+        embedding.scale, embedding.project, embedding.norm = self.scale, self.project, self.norm
+        embedding.position = nn.Parameter(_means_of_four(self.position.detach()[None])[0])
+        return embedding.train(self.training)
+
+
+def coarser_grid(grids: Tensor) -> Tensor:
+    """A cell for every 2×2: (N, G, C), not negative → (N, G/4, C); means of the roots, which are what counts."""
+    return _means_of_four(grids.float().sqrt()).square()
+
+
+def _means_of_four(grids: Tensor) -> Tensor:
+    side = math.isqrt(grids.shape[1])
+    return F.avg_pool2d(grids.transpose(1, 2).unflatten(2, (side, side)), 2).flatten(2).transpose(1, 2)
 
 
 def _convolutions(widths: Sequence[int]) -> list[nn.Module]:
