@@ -226,8 +226,8 @@ def build_parser() -> Parser:
         "--cache_features",
         type=Range(int, 0, 1000),
         metavar="CROPS",
-        help="compute what the CNN makes of the centre crop (1) or of so many crops once, beside the h5; while it "
-        "stays as it is, or with --finetune_cnn_layers 5",
+        help="compute what the CNN makes of the centre crop (1) or of so many crops once, beside the h5 (of the whole "
+        "picture: once); while it stays as it is, or with --finetune_cnn_layers 5",
     )
     machine.add_argument(
         "--cache_type",

@@ -7,6 +7,14 @@ import re
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_BLOCK = -1, -3, 2**30
 
+# What `keep_freed_memory` does, for a process that is started with these variables, and for its other threads, too:
+# otherwise they have pools of their own, which large blocks never come from.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_BLOCK),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGEST_BLOCK),
+    "MALLOC_ARENA_MAX": "1",
+}
+
 # What torch's errors say where they are no OutOfMemoryError: its allocators for CPUs and Apple's GPUs, the CUDA driver,
 # cuDNN (8, 9) and cuBLAS, whose handle also needs memory and only says that it has not been initialised.
 _TOO_LITTLE = re.compile(

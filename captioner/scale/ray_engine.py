@@ -9,11 +9,13 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from captioner.errors import InputError
+from captioner.runtime.memory import KEEP_FREED_MEMORY
 from captioner.scale.items import Item, Worker
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def run_on_ray(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+            runtime_env={"env_vars": KEEP_FREED_MEMORY},
             **claim,
         )
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -156,7 +159,11 @@ class _Caption:
     def __init__(self, make_worker: Any, device: str, num_threads: int, batch_size: int) -> None:
         import ray
 
-        self.worker, self.batch_size = ray.get(make_worker)(device, num_threads), batch_size
+        self.batch_size = batch_size
+        # In a thread that ends, and OpenMP's with it: Ray calls the worker in another thread than this one, and with
+        # more of OpenMP's than there are CPUs they all go to sleep wherever one waits for another.
+        with ThreadPoolExecutor(1) as thread:
+            self.worker = thread.submit(ray.get(make_worker), device, num_threads).result()
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
         items = _items(table)

@@ -147,11 +147,6 @@ class TrainingOptions:
                 expected="--finetune_cnn_layers 5, which trains the last block from its cached inputs",
                 remedy="or leave --cache_features out",
             )
-        if self.cache_features > 1 and self.cnn_view == "whole":
-            raise InputError(
-                f"--cache_features {self.cache_features}: a model that sees the whole picture does not crop",
-                remedy="give --cache_features 1",
-            )
         if self.cache_features and (self.augment_rotation or self.augment_colour):
             raise InputError(
                 "--augment_rotation and --augment_colour change pixels, which --cache_features does not look at again",

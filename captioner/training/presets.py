@@ -36,6 +36,8 @@ WORDS: dict[str, Any] = {
     "val_images_use": -1,
     "language_eval": True,
 }
+# What a new model is: it looks at 14×14 cells of the whole picture, for every word.
+NEW: dict[str, Any] = {"decoder": "attention", "cnn_layer": "conv5_3", "cnn_view": "whole"}
 CACHED: dict[str, Any] = {"cache_features": 1, "cache_type": "uint8", "flip_features": "grid"}
 # The reward wants no dropout: what is sampled is what the model says. The loss rises here, so CIDEr chooses the best.
 REWARDS: dict[str, Any] = {
@@ -58,13 +60,13 @@ REWARDS: dict[str, Any] = {
 }
 
 PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
-    # Stage 2 wants a GPU: it trains the whole CNN on random crops.
+    # Stage 2 wants a GPU: it trains the whole CNN.
     "coco": {
         1: {
             **FROZEN,
             **WORDS,
             **CACHED,
-            "decoder": "attention",
+            **NEW,
             "epochs": 10.0,
             "batch_size": 32,
             "learning_rate": 1e-3,
@@ -93,7 +95,7 @@ PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
             **FROZEN,
             **WORDS,
             **CACHED,
-            "decoder": "attention",
+            **NEW,
             "epochs": 15.0,
             "batch_size": 32,
             "learning_rate": 1e-3,

@@ -227,7 +227,7 @@ def cache_form(options: TrainingOptions, model: CaptionModel) -> CacheForm | Non
     if not options.cache_features:
         return None
     form = CacheForm(
-        options.cache_features,
+        1 if model.config.cnn_view == "whole" else options.cache_features,  # who sees all of a picture does not crop
         mirrored=options.augment_flip > 0 and options.flip_features == "photo",
         last_block=options.finetune_cnn_after >= 0,
         kind=options.cache_type,
