@@ -40,7 +40,7 @@ def test_every_step_passes_and_a_second_time_finds_it_done(tiny_cnn, tmp_path):
     assert said.index("GB are free") < said.index("time  ") < said.index("24 training images")
     model = load_checkpoint(work / "captioner-vgg16.pt")
     assert model.config.decoder == "attention" and model.vocab.tokenizer == "ptb"
-    assert (model.config.cnn_layer, model.config.cnn_view) == ("conv5_3", "whole")
+    assert model.config.cnn_layer == "conv5_3"
     sources = {entry.get("source") for entry in json.loads((work / "data.json").read_text())["images"]}
     assert sources == {f"{name}/dataset" for name in ("flickr8k", "coco_val2014_part", "coco_train2014_part")}
     assert json.loads((work / "rewards" / "model_id.json").read_text())["reward_history"]

@@ -1,13 +1,14 @@
 // Where the model looked: a small map per word, laid over the picture.
 "use strict";
 
-// The model sees the picture as 256 × 256 pixels, of which it takes the inner 224 × 224, or all. What became of a picture
-// that is no square is its image mode: squashed, its middle square, or padded to a square.
-const SEEN = { centre: { inset: 15 / 256, size: 224 / 256 }, whole: { inset: 0, size: 1 } };
+// The model sees the picture as 256 × 256 pixels, of which it takes the inner 224 × 224. What became of a picture that
+// is no square is its image mode: squashed, its middle square, or padded to a square.
+const HEAT_INSET = 15 / 256;
+const HEAT_SIZE = 224 / 256;
 const PLAY_MILLISECONDS = 700;
 
-// base64 of uint8, row by row, of a square map → {side, values 0..1, seen: the part of the square it is over}, or null
-function readHeat(text, seen) {
+// base64 of uint8, row by row, of a square map → {side, values 0..1}, or null
+function readHeat(text) {
   if (!text) return null;
   let bytes;
   try {
@@ -17,7 +18,7 @@ function readHeat(text, seen) {
   }
   const side = Math.sqrt(bytes.length);
   if (!Number.isInteger(side)) return null;
-  return { side, values: Array.from(bytes, (byte) => byte.charCodeAt(0) / 255), seen };
+  return { side, values: Array.from(bytes, (byte) => byte.charCodeAt(0) / 255) };
 }
 
 // The picture steps back (large.css), and what is hot stands out; cold is transparent.
@@ -43,11 +44,11 @@ function showHeat(heat) {
   const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
   const side = { crop: Math.min(width, height), pad: Math.max(width, height) }[state.about.image_mode];
   const [seenWidth, seenHeight] = side ? [side, side] : [width, height];
-  canvas.style.left = `${image.offsetLeft + (image.clientWidth - seenWidth) / 2 + seenWidth * heat.seen.inset}px`;
-  canvas.style.top = `${image.offsetTop + (image.clientHeight - seenHeight) / 2 + seenHeight * heat.seen.inset}px`;
-  canvas.style.width = `${seenWidth * heat.seen.size}px`;
-  canvas.style.height = `${seenHeight * heat.seen.size}px`;
-  canvas.style.filter = `blur(${(Math.min(seenWidth, seenHeight) * heat.seen.size) / heat.side / 6}px)`;
+  canvas.style.left = `${image.offsetLeft + (image.clientWidth - seenWidth) / 2 + seenWidth * HEAT_INSET}px`;
+  canvas.style.top = `${image.offsetTop + (image.clientHeight - seenHeight) / 2 + seenHeight * HEAT_INSET}px`;
+  canvas.style.width = `${seenWidth * HEAT_SIZE}px`;
+  canvas.style.height = `${seenHeight * HEAT_SIZE}px`;
+  canvas.style.filter = `blur(${(Math.min(seenWidth, seenHeight) * HEAT_SIZE) / heat.side / 6}px)`;
   byId("picture").append(canvas);
 }
 
@@ -66,9 +67,9 @@ function holdWord(chip) {
   showHeat(chip?.heat ?? null);
 }
 
-function wordChip(word, seen) {
+function wordChip(word) {
   const probability = word.logprob === null ? "" : percent(Math.exp(word.logprob));
-  const heat = readHeat(word.heat, seen);
+  const heat = readHeat(word.heat);
   const chip = make(heat ? "button" : "span", { className: "chip" }, word.word, make("small", {}, probability));
   if (word.logprob !== null) chip.style.setProperty("--shade", shade(word.logprob));
   if (heat) {
@@ -85,11 +86,11 @@ function wordChip(word, seen) {
   return make("li", {}, chip);
 }
 
-function fillWords(words, wholeView) {
+function fillWords(words) {
   stopPlaying();
   player.held = null;
   hideHeat();
-  byId("word-chips").replaceChildren(...words.map((word) => wordChip(word, wholeView ? SEEN.whole : SEEN.centre)));
+  byId("word-chips").replaceChildren(...words.map(wordChip));
   byId("play").hidden = !byId("word-chips").querySelector("button");
 }
 

@@ -23,7 +23,7 @@ function openLarge(place) {
   showVerdict();
   fillAnswers(row);
   byId("words").hidden = !answer.words.length;
-  fillWords(answer.words, answer.wholeView);
+  fillWords(answer.words);
   fillAlternatives(answer);
   fillFacts(row, answer);
   disable(byId("previous"), place === 0, byId("close"));

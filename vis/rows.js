@@ -67,7 +67,6 @@ function readCaption(row) {
     logprob: finite(row.logprob),
     confidence: finite(row.confidence),
     words: words.map((word) => ({ word: String(word.word), logprob: finite(word.logprob), heat: typeof word.heat === "string" ? word.heat : "" })),
-    wholeView: row.cnn_view === "whole",
   };
 }
 

@@ -207,7 +207,6 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
             config.cnn_pixels + (f": mean {config.pixel_mean}, std {config.pixel_std}" if config.pixel_mean else ""),
         ),
         ("image mode", config.image_mode),
-        ("sees of a picture", config.cnn_view),
         ("CNN widths", " ".join(map(str, config.conv_widths)) + f", fc {config.fc_width}"),
         ("vocabulary", f"{config.vocab_size} words: {' '.join(checkpoint.vocab.words[:8])} …"),
         ("iteration", str(checkpoint.history.iteration)),

@@ -28,7 +28,7 @@ from captioner.cli.options import (
     width,
     workers,
 )
-from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS, VIEWS
+from captioner.model.choices import CNN_LAYERS, DECODERS, PIXELS
 from captioner.training.options import CNN_RULES, RULES, CacheType, FlipFeatures, Schedule, TrainingOptions
 from captioner.training.presets import PRESETS, STAGE_LISTS
 
@@ -110,12 +110,6 @@ def build_parser() -> Parser:
         choices=PIXELS,
         help="pixel convention of the weights; by default what the kind of file implies; data: mean and standard "
         "deviation of the training pictures, for a CNN that no others have trained (--cnn_model random)",
-    )
-    model.add_argument(
-        "--cnn_view",
-        choices=VIEWS,
-        help="what the CNN sees of a picture: centre, as in the original, 224x224 of 256x256, cut out at random where "
-        "pixels are looked at again; whole: all of it, made smaller",
     )
     optim = p.add_argument_group("optimisation")
     optim.add_argument("--max_iters", type=never_or_from, help="iterations to run; -1 is forever")
@@ -226,8 +220,8 @@ def build_parser() -> Parser:
         "--cache_features",
         type=Range(int, 0, 1000),
         metavar="CROPS",
-        help="compute what the CNN makes of the centre crop (1) or of so many crops once, beside the h5 (of the whole "
-        "picture: once); while it stays as it is, or with --finetune_cnn_layers 5",
+        help="compute what the CNN makes of the centre crop (1) or of so many crops once, beside the h5; while it "
+        "stays as it is, or with --finetune_cnn_layers 5",
     )
     machine.add_argument(
         "--cache_type",

@@ -1,4 +1,4 @@
-"""The sizes of stored pictures and of what VGG16 sees of them: centre and random crops, or all of it, smaller."""
+"""The sizes of stored pictures and of what VGG16 sees of them; centre and random crops."""
 
 from typing import TYPE_CHECKING
 
@@ -34,19 +34,3 @@ def crop(images: "torch.Tensor", offsets: "torch.Tensor | None" = None) -> "torc
     batch = torch.arange(images.shape[0], device=device)[:, None, None, None]
     channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
     return images[batch, channels, rows, columns]
-
-
-def whole(images: "torch.Tensor") -> "torch.Tensor":
-    """Make stored pictures smaller, on the device where they are.
-
-    Args:
-        images: uint8 (N, 3, 256, 256).
-
-    Returns:
-        uint8 (N, 3, 224, 224), interpolated linearly with antialiasing.
-    """
-    from torch.nn import functional as F
-
-    size = (CROP_SIZE, CROP_SIZE)
-    # In float, for bytes are not interpolated on every kind of device.
-    return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True).round().byte()

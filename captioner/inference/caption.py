@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from captioner.model.choices import CnnView
-
 
 class Word(NamedTuple):
     """A word of a caption and its natural log-probability after the words before it."""
@@ -27,9 +25,8 @@ class Caption:
         file_name: of the picture: the path as it was given, in a folder relative to it; "" for what is in memory.
         image_id: of the picture: what a dataset says, else its number as text, from "1".
         abstained: the confidence is below the least that was asked for.
-        heat: where asked for, a map per word of where the model looked: 7×7 or 14×14 uint8 row by row, over what
-            the model sees of the picture; 255 is the hottest cell of that word.
-        cnn_view: what a heat map is over: "whole", the whole picture, or "centre", the inner 224×224 of it as 256×256.
+        heat: where asked for, a map per word of where the model looked: 7×7 or 14×14 uint8 row by row, over the inner
+            224×224 of the picture as 256×256; 255 is the hottest cell of that word.
         arithmetic: what it was computed with: "fp32", "bf16", "int8 convolutions + bf16", ...
     """
 
@@ -42,7 +39,6 @@ class Caption:
     image_id: int | str = ""
     abstained: bool = False
     heat: tuple[bytes, ...] = ()
-    cnn_view: CnnView = "centre"
     arithmetic: str = ""
 
     def __str__(self) -> str:

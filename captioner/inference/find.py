@@ -285,7 +285,8 @@ def digests_of(checkpoints: Sequence[Checkpoint], arithmetic: str) -> tuple[str,
             name: tensor for name, tensor in weights.items() if name.startswith(("encoder.features", "encoder.class"))
         }
         grid = config.decoder == "attention"
-        sees = f"{config.cnn_layer} {config.cnn_pixels} {config.cnn_view} {config.image_mode} {grid}"
-        of_cnns.update(f"{weights_digest(cnn)} {sees}".encode())
+        of_cnns.update(
+            f"{weights_digest(cnn)} {config.cnn_layer} {config.cnn_pixels} {config.image_mode} {grid}".encode()
+        )
         of_models.update(f"{weights_digest(weights)} {checkpoint.vocab.words}".encode())
     return of_cnns.hexdigest(), of_models.hexdigest()

@@ -134,8 +134,7 @@ def _own_ranges(model: CaptionModel, path: Path, photos: Callable[[int], Iterabl
 def _ranges_name(model: CaptionModel) -> str:
     """The same for the same convolutions and pixels."""
     pixels = f"{model.config.cnn_pixels}{model.config.pixel_mean or ''}{model.config.pixel_std or ''}"
-    view = "" if model.config.cnn_view == "centre" else model.config.cnn_view
-    digest = hashlib.blake2b((pixels + view).encode(), digest_size=10)
+    digest = hashlib.blake2b(pixels.encode(), digest_size=10)
     for weights in model.encoder.features.parameters():
         digest.update(weights.detach().contiguous().numpy().data)
     return f"int8-{digest.hexdigest()}.json"

@@ -16,7 +16,6 @@ from captioner.inference.captioner import Captioner
 from captioner.inference.explain import heat_maps
 from captioner.inference.lookahead import Lookahead, Seen
 from captioner.inference.rerank import reranked
-from captioner.model.choices import CnnView
 from captioner.runtime.transfers import download
 from captioner.search import EnsembleState, Hypothesis, SearchOptions, ensemble_step, search
 
@@ -34,7 +33,6 @@ class Evaluated:
     num_top1: int = 0  # targets that were the likeliest next word, or among the five likeliest
     num_top5: int = 0
     heat: list[list[bytes]] = field(default_factory=list)  # per image and word of the best caption, where asked for
-    cnn_view: CnnView = "centre"  # how much of a picture those maps are of
     arithmetic: str = ""  # what they were computed with
 
 
@@ -104,7 +102,6 @@ def evaluate_batch(
     if seen.grid is not None:
         best = [hypotheses[0].tokens for hypotheses in evaluated.hypotheses]
         evaluated.heat = heat_maps(captioner.models[0], seen.grid, best)
-        evaluated.cnn_view = captioner.models[0].config.cnn_view
     return evaluated
 
 
@@ -190,7 +187,6 @@ def _join(parts: list[Evaluated]) -> Evaluated:
         num_top1=sum(part.num_top1 for part in parts),
         num_top5=sum(part.num_top5 for part in parts),
         heat=[heat for part in parts for heat in part.heat],
-        cnn_view=parts[0].cnn_view,
         arithmetic=parts[0].arithmetic,
     )
 
@@ -203,7 +199,6 @@ def captions_of(evaluated: Evaluated, vocab: Vocab, min_confidence: float = 0.0)
         replace(
             _caption_of(hypotheses, vocab, info.get("file_path", ""), info.get("id", position + 1), min_confidence),
             heat=tuple(heat),
-            cnn_view=evaluated.cnn_view,
             arithmetic=evaluated.arithmetic,
         )
         for position, info, hypotheses, heat in each

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.data.batch import FeatureInputs, KnownCaptions, PixelInputs
-from captioner.data.crops import crop, whole
+from captioner.data.crops import crop
 from captioner.errors import InputError
 from captioner.kernels import output_loss
 from captioner.model.accuracy import hits
@@ -86,8 +86,7 @@ class CaptionModel(nn.Module):
 
         Args:
             images: uint8 (N, 3, 256, 256) RGB.
-            offsets: int64 (N, 2), first row and column of each crop; None is the centre. A model that sees all of
-                a picture does not crop.
+            offsets: int64 (N, 2), first row and column of each crop; None is the centre.
 
         Returns:
             (N, F) in the CNN's dtype.
@@ -114,8 +113,7 @@ class CaptionModel(nn.Module):
         Returns:
             (N, 3, 224, 224), normalised, in the CNN's dtype.
         """
-        seen = whole(images) if self.config.cnn_view == "whole" else crop(images, offsets)
-        return self.normalise(seen).to(self.encoder.input_dtype)
+        return self.normalise(crop(images, offsets)).to(self.encoder.input_dtype)
 
     def last_block_inputs(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels to what the last convolution block sees: what is computed only once if no more than it is trained.

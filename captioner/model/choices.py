@@ -4,7 +4,6 @@ cnn_layer   the image feature: both hidden fully connected layers of VGG16, or i
             or as it is, 14×14 cells
 cnn_pixels  the convention that the CNN was trained with: grey levels minus ImageNet's mean, or standardised, by
             ImageNet's figures or by those of the training pictures themselves
-cnn_view    how much of a picture the CNN sees: its centre, as in the original, or the whole of it, made smaller
 decoder     the original's language model, which sees the image once, or one that looks at it for every word
 """
 
@@ -12,13 +11,11 @@ from typing import Literal, get_args
 
 CnnLayer = Literal["fc7", "pool5", "conv5_3"]
 Pixels = Literal["caffe", "torchvision", "data"]
-CnnView = Literal["centre", "whole"]
 DecoderKind = Literal["lstm", "attention"]
 
 CNN_LAYERS: tuple[CnnLayer, ...] = get_args(CnnLayer)
 GRIDS: dict[CnnLayer, int] = {"pool5": 7, "conv5_3": 14}  # cells in a row, for a language model that looks at them
 PIXELS: tuple[Pixels, ...] = get_args(Pixels)
-VIEWS: tuple[CnnView, ...] = get_args(CnnView)
 DECODERS: tuple[DecoderKind, ...] = get_args(DecoderKind)
 
 # Output channels of its 13 convolutions, and the width of its two hidden fully connected layers.

@@ -12,9 +12,7 @@ from captioner.model.choices import (
     PIXELS,
     VGG16_FC_WIDTH,
     VGG16_WIDTHS,
-    VIEWS,
     CnnLayer,
-    CnnView,
     DecoderKind,
     Pixels,
 )
@@ -22,15 +20,12 @@ from captioner.model.choices import (
 CHOICES = {
     "cnn_layer": CNN_LAYERS,
     "cnn_pixels": PIXELS,
-    "cnn_view": VIEWS,
     "image_mode": IMAGE_MODES,
     "decoder": DECODERS,
 }
 # Fields that version 1 of the checkpoint format did not have; its models have their default values.
 OF_ATTENTION = ("decoder", "attention_heads", "drop_prob_words", "drop_prob_features")
 
-# What files do not say where it is so, as those of older versions cannot.
-UNSAID = {"image_mode": "squash", "cnn_view": "centre"}
 OF_PIXELS = ("pixel_mean", "pixel_std")
 
 
@@ -52,7 +47,6 @@ class ModelConfig:
     drop_prob_lm: float = 0.5
     cnn_layer: CnnLayer = "fc7"
     cnn_pixels: Pixels = "caffe"
-    cnn_view: CnnView = "centre"
     conv_widths: tuple[int, ...] = VGG16_WIDTHS
     fc_width: int = VGG16_FC_WIDTH
     image_mode: ImageMode = "squash"
@@ -66,15 +60,14 @@ class ModelConfig:
     @property
     def format_version(self) -> int:
         """The first version of the checkpoint format whose readers know this model."""
-        plain = all(getattr(self, name) == value for name, value in UNSAID.items())
-        return 1 if plain and self.decoder == "lstm" and self.cnn_pixels != "data" else 2
+        plain = self.decoder == "lstm" and self.image_mode == "squash" and self.cnn_pixels != "data"
+        return 1 if plain else 2
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint; without what only other decoders have, for older readers' sake."""
         values = {**dataclasses.asdict(self), "conv_widths": list(self.conv_widths)}
-        for name, value in UNSAID.items():
-            if values[name] == value:
-                del values[name]
+        if self.image_mode == "squash":
+            del values["image_mode"]  # what files without it mean, those of older versions too
         for name in OF_PIXELS:
             values[name] = list(values[name] or ())
             if self.cnn_pixels != "data":
@@ -88,7 +81,7 @@ class ModelConfig:
         Raises:
             InputError: a field is missing, unknown or of the wrong kind.
         """
-        values = {**UNSAID, **dict.fromkeys(OF_PIXELS), **values}
+        values = {"image_mode": "squash", **dict.fromkeys(OF_PIXELS), **values}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if "decoder" not in values:
             values = {**{name: fields[name].default for name in OF_ATTENTION}, **values}

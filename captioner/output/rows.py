@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from captioner.inference.caption import Caption, Likelihood
-from captioner.model.choices import CnnView
 
 
 class _RequiredOfWordRow(TypedDict):
@@ -58,12 +57,10 @@ class CaptionRow(_RequiredOfCaptionRow, total=False):
     `n_best` has all captions, best first, where more than one was asked for; `abstained` is there (true) where the
     caption was withheld; `image` is the path of the page's copy of the picture, relative to its folder, and `width` and
     `height` are that copy's, in pixels; `modified` is when the file was last changed (seconds since 1970), where a
-    folder is watched; `arithmetic` is what the network was computed with; `cnn_view` is what the heat
-    of its words is over, where that was asked for.
+    folder is watched; `arithmetic` is what the network was computed with.
     """
 
     arithmetic: str
-    cnn_view: CnnView
     abstained: bool
     n_best: list[RankedRow]
     image: str
@@ -102,8 +99,6 @@ def caption_row(caption: Caption) -> CaptionRow:
         words=words,
         file_name=caption.file_name,
     )
-    if caption.heat:
-        row["cnn_view"] = caption.cnn_view
     if caption.arithmetic:
         row["arithmetic"] = caption.arithmetic
     if caption.abstained:

@@ -3,14 +3,12 @@
 from typing import Any
 
 from captioner import __version__
-from captioner.model.choices import VIEWS
 from captioner.service.limits import Limits
 from captioner.service.requests import LONGEST_TEXT, NUMBERS, TEXTS
 
 _JSON = "application/json"
 _LOGPROB = {"type": "number", "description": "natural logarithm of a probability"}
-_HEAT = "7×7 or 14×14 bytes row by row; 255 is the hottest"
-_VIEW = "what heat is over: the whole picture, or its centre, the inner 224×224 of it squashed to 256×256"
+_HEAT = "7×7 or 14×14 bytes row by row, over the inner 224×224 of the picture squashed to 256×256; 255 is the hottest"
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
 
@@ -124,10 +122,9 @@ def _schemas() -> dict[str, Any]:
     described = {"type": "object", "properties": caption, "required": list(caption)}
     n_best = {"type": "array", "items": described, "description": "if more than one was asked for, best first"}
     arithmetic = {"type": "string", "description": "what it was computed with, such as fp32 or bf16"}
-    view = {"enum": list(VIEWS), "description": _VIEW}
     result = {
         "type": "object",
-        "properties": {"file_name": name, **caption, "n_best": n_best, "arithmetic": arithmetic, "cnn_view": view},
+        "properties": {"file_name": name, **caption, "n_best": n_best, "arithmetic": arithmetic},
         "required": ["file_name", *caption],
     }
     failed = {

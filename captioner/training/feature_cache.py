@@ -332,7 +332,6 @@ def _digest(model: CaptionModel, dataset: Dataset, form: CacheForm, dtype: torch
     recipe: list[object] = [
         config.cnn_layer,
         config.cnn_pixels,
-        *([config.cnn_view] if config.cnn_view != "centre" else []),  # the others keep the names they have
         crop_offsets(form.crops),
         config.pixel_mean,
         config.pixel_std,

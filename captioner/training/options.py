@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import InputError
-from captioner.model.choices import CnnLayer, CnnView, DecoderKind, Pixels
+from captioner.model.choices import CnnLayer, DecoderKind, Pixels
 from captioner.training.presets import OF_A_STAGE, PRESETS, STAGE_LISTS
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ class TrainingOptions:
     drop_prob_features: float = 0.2
     cnn_layer: CnnLayer = "fc7"
     cnn_pixels: Pixels | None = None
-    cnn_view: CnnView = "centre"
     # optimisation
     max_iters: int = -1
     epochs: float = 0

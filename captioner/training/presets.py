@@ -36,8 +36,8 @@ WORDS: dict[str, Any] = {
     "val_images_use": -1,
     "language_eval": True,
 }
-# What a new model is: it looks at 14×14 cells of the whole picture, for every word.
-NEW: dict[str, Any] = {"decoder": "attention", "cnn_layer": "conv5_3", "cnn_view": "whole"}
+# What a new model is: for every word it looks at 14×14 cells of the picture.
+NEW: dict[str, Any] = {"decoder": "attention", "cnn_layer": "conv5_3"}
 CACHED: dict[str, Any] = {"cache_features": 1, "cache_type": "uint8", "flip_features": "grid"}
 # The reward wants no dropout: what is sampled is what the model says. The loss rises here, so CIDEr chooses the best.
 REWARDS: dict[str, Any] = {
@@ -60,7 +60,7 @@ REWARDS: dict[str, Any] = {
 }
 
 PRESETS: Mapping[str, Mapping[int, Mapping[str, Any]]] = {
-    # Stage 2 wants a GPU: it trains the whole CNN.
+    # Stage 2 wants a GPU: it trains the whole CNN on random crops.
     "coco": {
         1: {
             **FROZEN,

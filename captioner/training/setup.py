@@ -32,7 +32,7 @@ from captioner.training.trainer import Rule, Trainer
 log = logging.getLogger(__name__)
 
 OF_THE_SHAPE = {
-    "rnn_size", "num_layers", "input_encoding_size", "attention_heads", "cnn_layer", "cnn_pixels", "cnn_view"
+    "rnn_size", "num_layers", "input_encoding_size", "attention_heads", "cnn_layer", "cnn_pixels"
 }  # fmt: skip
 PIXEL_PICTURES = 10_000  # tell mean and deviation to a fraction of a grey level
 GRID_PHOTOS = 32  # that the scales of a new attending model are fitted to
@@ -116,7 +116,6 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
         drop_prob_features=options.drop_prob_features,
         cnn_layer=options.cnn_layer,
         cnn_pixels=weights.pixels,
-        cnn_view=options.cnn_view,
         pixel_mean=mean,
         pixel_std=deviation,
         conv_widths=weights.conv_widths,
@@ -227,7 +226,7 @@ def cache_form(options: TrainingOptions, model: CaptionModel) -> CacheForm | Non
     if not options.cache_features:
         return None
     form = CacheForm(
-        1 if model.config.cnn_view == "whole" else options.cache_features,  # who sees all of a picture does not crop
+        options.cache_features,
         mirrored=options.augment_flip > 0 and options.flip_features == "photo",
         last_block=options.finetune_cnn_after >= 0,
         kind=options.cache_type,

@@ -73,28 +73,27 @@ function show(card, result) {
   );
   const explained = result.words.filter((word) => word.heat);
   card.querySelector(".words").hidden = explained.length === 0;
-  card.querySelector(".words").replaceChildren(...explained.map((word) => wordButton(card.querySelector("figure"), word, result.cnn_view)));
+  card.querySelector(".words").replaceChildren(...explained.map((word) => wordButton(card.querySelector("figure"), word)));
   card.classList.add("done");
 }
 
 /** A word that lays its heat-map over the picture while it is pointed at or has the focus. */
-function wordButton(figure, word, view) {
+function wordButton(figure, word) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = word.word;
   const hide = () => figure.querySelector("canvas")?.remove();
   const draw = () => {
     hide();
-    figure.append(heatCanvas(atob(word.heat), view));
+    figure.append(heatCanvas(atob(word.heat)));
   };
   for (const event of ["pointerenter", "focus"]) button.addEventListener(event, draw);
   for (const event of ["pointerleave", "blur"]) button.addEventListener(event, hide);
   return button;
 }
 
-function heatCanvas(bytes, view) {
+function heatCanvas(bytes) {
   const canvas = document.createElement("canvas");
-  canvas.className = view;
   canvas.width = canvas.height = Math.sqrt(bytes.length);
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
