@@ -106,9 +106,9 @@ def test_what_is_named_is_seen_in_the_half_where_it_is(bundled, animal, other):
     with torch.no_grad():
         grid = model.last_block(images)
     a_cat = torch.tensor([[bundled.vocab.words.index(word) + 1 for word in ("a", "cat")]] * 2)
-    left, right = word_heat(model, grid, a_cat)[:, 1].clamp(min=0).view(2, 7, 7)
-    assert left[:, :3].sum() > 1.5 * left[:, 4:].sum()
-    assert right[:, 4:].sum() > 1.5 * right[:, :3].sum()
+    left, right = word_heat(model, grid, a_cat)[:, 1].clamp(min=0).view(2, 14, 14)
+    assert left[:, :6].sum() > 1.5 * left[:, 8:].sum()
+    assert right[:, 8:].sum() > 1.5 * right[:, :6].sum()
 
 
 def test_caption_eval_writes_the_maps_for_the_page(tiny_model, command, tmp_path):

@@ -405,7 +405,7 @@ def test_the_command_says_what_the_library_says():
     (result,) = answer["results"]
     assert result["caption"] == expected.text and result["confidence"] == pytest.approx(expected.confidence, rel=1e-4)
     assert [word["word"] for word in result["words"]] == [word.word for word in expected.words]
-    assert [len(base64.b64decode(word["heat"])) for word in result["words"]] == [49] * len(expected.words)
+    assert [len(base64.b64decode(word["heat"])) for word in result["words"]] == [196] * len(expected.words)
     assert [one["caption"] for one in result["n_best"]] == [expected.text, expected.alternatives[0].text]
 
 
