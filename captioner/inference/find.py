@@ -8,8 +8,8 @@ alike. Some photos are judged, those that come into question by the first guess 
 show about photos like them (kernel ridge regression) corrects the guess for all; the best by it are judged, too, and
 correct it again.
 
-A model that looks at 14×14 cells is asked about 7×7, each the mean of four: an index of a quarter of the size, read in
-half the time.
+A model that looks at 14×14 cells is asked about 7×7, each the mean of four: that is an index of a quarter of the size,
+and what it says of a text is near to what it would say of the photo itself, not equal.
 
 Letters: P photos, V words, K captions of a photo, D words of a text.
 """
