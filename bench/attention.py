@@ -1,7 +1,7 @@
 """What attention costs: a training iteration beside the plain LSTM's, and decoding beside its bare matrix products.
 
 Sizes as in the benchmarks `lm_train` and `search`: 16 images with 5 captions each, features given, rnn 512, encoding
-512, 9,567 words; grids of 7×7×512; 16 words per caption when decoding, without early END.
+512, 9,567 words; grids of 7×7×512 and 14×14×512; 16 words per caption when decoding, without early END.
 """
 
 import numpy as np
@@ -16,24 +16,26 @@ from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.model.attention_decoder import AttentionDecoder
 from captioner.runtime.memory import keep_freed_memory
 
-CELLS = 49
+SIDES = (7, 14)  # of a grid
 
 
 def run() -> None:
-    """Print two Markdown tables."""
+    """Print two Markdown tables for each size of the grid."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
-    training(device)
-    print()
     sizes = ((16, 1), (16, 3), (64, 3))
-    compare(device, lambda: AttentionDecoder(V, WIDTH, WIDTH), (CELLS, WIDTH), sizes, bare_products)
+    for side in SIDES:
+        print(f"\nGrids of {side}×{side}\n")
+        training(device, side * side)
+        print()
+        compare(device, lambda: AttentionDecoder(V, WIDTH, WIDTH), (side * side, WIDTH), sizes, bare_products)
 
 
-def training(device: torch.device) -> None:
+def training(device: torch.device, cells: int) -> None:
     """ms per iteration of both language models, and their ratio."""
     torch.manual_seed(0)
     labels = torch.from_numpy(random_captions(np.random.default_rng(0), IMAGES * CAPTIONS).astype(np.int64))
-    vectors, grids = torch.rand(IMAGES, WIDTH, device=device), torch.rand(IMAGES, CELLS, WIDTH, device=device)
+    vectors, grids = torch.rand(IMAGES, WIDTH, device=device), torch.rand(IMAGES, cells, WIDTH, device=device)
     print(f"Training iteration, {len(labels)} captions on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | LSTM, ms | attention, ms | ratio |\n|---|---|---|---|")
     for dtype in dtypes(device):

@@ -168,10 +168,10 @@ def test_small_data_start_from_the_bundled_model(data, command, tmp_path):
     argv = [*data, "--preset", "small", "--stages", 1, "--cache_features", 1, "--checkpoint_path", tmp_path]
     done = command("train", *argv, "--max_iters", 1)
     assert done.returncode == 0, done.stderr
-    assert "vocabulary: 10 words shared, 0 new, 4337 dropped; UNK kept" in done.stderr
+    assert "vocabulary: the model's 4347 words and 0 new" in done.stderr
     assert "--start_from bundled" in done.stderr
     model = load_checkpoint(tmp_path / "model_id_stage1.pt")
-    assert model.config.rnn_size == 512 and model.vocab.size == 10
+    assert model.config.rnn_size == 512 and model.vocab.size == 4347
 
 
 BAD_INPUT = {

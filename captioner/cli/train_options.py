@@ -77,7 +77,7 @@ def build_parser() -> Parser:
     data.add_argument(
         "--grow_vocab",
         type=flag,
-        help="with --start_from: keep the model's words that the data has too, add the data's others, drop the rest",
+        help="with --start_from: give the model the words of the data that it does not know, too",
     )
     data.add_argument(
         "--resume",

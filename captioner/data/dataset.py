@@ -12,6 +12,7 @@ The layout is that of neuraltalk2's prepro.py, so files go both ways.
 import bisect
 import contextlib
 import copy
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -183,11 +184,15 @@ class Dataset:
         )
 
     def with_words_of(self, vocab: Vocab) -> "Dataset":
-        """The same dataset, with the ids of a vocabulary that has all of its words."""
+        """The same dataset, with the ids of a vocabulary that has all of its words, or UNK for those it lacks."""
         new_ids = np.array([0, *vocab.encode(self.vocab.words, self.vocab.size)], np.uint32)
         changed = copy.copy(self)
         changed.vocab, changed.labels = vocab, new_ids[self.labels]
         return changed
+
+    def word_counts(self) -> list[int]:
+        """How often each word is in the captions, in the order of the vocabulary."""
+        return np.bincount(self.labels.ravel(), minlength=self.vocab.size + 1)[1:].tolist()
 
     @property
     def h5_name(self) -> str:
@@ -275,8 +280,7 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
                     f"{part.json_name} was prepared with --{option} {other}, {first.json_name} with {one}",
                     remedy="prepare them alike",
                 )
-    words = dict.fromkeys(word for part in parts for word in part.vocab.words)
-    vocab = Vocab(list(words), first.vocab.tokenizer)
+    vocab = functools.reduce(Vocab.grown_by, (part.vocab for part in parts))
     rows_before = [0, *itertools.accumulate(len(part.labels) for part in parts)]
     places = list(zip(parts, rows_before, strict=False))
     return Dataset(

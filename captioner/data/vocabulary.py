@@ -104,6 +104,14 @@ class Vocab:
             ids.append(word_id)
         return ids
 
+    def covers(self, other: "Vocab") -> bool:
+        """Whether it has all words of the other, split the same way."""
+        return self.tokenizer == other.tokenizer and all(word in self for word in other.words)
+
+    def grown_by(self, other: "Vocab") -> "Vocab":
+        """These words under their ids, after them those that only the other has; captions split as the other's."""
+        return Vocab(list(dict.fromkeys([*self.words, *other.words])), other.tokenizer)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Words up to the first id without one (END, padding), as the tokenizer's captions are written."""
         words = []

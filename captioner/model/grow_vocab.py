@@ -1,28 +1,28 @@
-"""Move a trained model to data with other words: what it has learnt about words both have is kept."""
+"""Give a trained model the words of other data beside its own: what it has learnt about words stays."""
 
 import dataclasses
 import logging
 
 import torch
 
-from captioner.data.vocabulary import UNK, Vocab
-from captioner.model.caption_model import build_model, make_decoder
+from captioner.data.vocabulary import Vocab
+from captioner.model.caption_model import build_model
 from captioner.model.checkpoint_content import Checkpoint
 
 log = logging.getLogger(__name__)
 
 
-def grow_vocab(start: Checkpoint, vocab: Vocab, max_length: int, seed: int) -> Checkpoint:
-    """The model of `start` for the words of `vocab`.
+def grow_vocab(start: Checkpoint, vocab: Vocab, max_length: int) -> Checkpoint:
+    """The model of `start` for its words and those of `vocab`.
 
-    Words of both vocabularies keep their rows of the embedding and of the output layer, as do START and END; new words
-    get the initial values of a new model; words gone are dropped. UNK is a word like others here. All other weights
-    stay: given a history of shared words, the logits of shared words and of END are those of the old model.
+    Its words keep their ids, and their rows of the embedding and of the output layer, as do START and END theirs; new
+    words come after them. Each begins as the mean of the old ones, so that its logit is the mean of theirs and it is
+    no likelier than they are on average (Hewitt 2021). All other weights stay: given a history of words the model
+    knew, the logits of those words and of END are the old ones.
 
     Args:
-        vocab: the words of the new data, V of them.
+        vocab: the words of the new data, and how its captions are split, which is how the grown model splits them.
         max_length: the longest caption of the new data, in words.
-        seed: of the initial values.
 
     Returns:
         A checkpoint without history.
@@ -30,29 +30,22 @@ def grow_vocab(start: Checkpoint, vocab: Vocab, max_length: int, seed: int) -> C
     Raises:
         InputError: weights are missing or of the wrong shape.
     """
-    config = dataclasses.replace(start.config, vocab_size=vocab.size, max_length=max_length)
-    old_rows = {word: row for row, word in enumerate(start.vocab.words)}
-    shared = [row for row, word in enumerate(vocab.words) if word in old_rows]
-    targets = torch.tensor([*shared, vocab.size])
-    sources = torch.tensor([*(old_rows[vocab.words[row]] for row in shared), start.vocab.size])
-    torch.manual_seed(seed)
-    fresh = make_decoder(config)
-    state_dict = build_model(start).state_dict()
-    for name in fresh.rows_of_words:
-        rows = fresh.state_dict()[name]
-        rows[targets] = state_dict[f"decoder.{name}"][sources]
-        state_dict[f"decoder.{name}"] = rows
-    log.info(
-        "vocabulary: %d words shared, %d new, %d dropped; UNK %s",
-        len(shared),
-        vocab.size - len(shared),
-        start.vocab.size - len(shared),
-        {(1, 1): "kept", (0, 1): "new", (1, 0): "dropped", (0, 0): "in neither"}[UNK in start.vocab, UNK in vocab],
-    )
+    known = start.vocab.size
+    grown = start.vocab.grown_by(vocab)
+    new = grown.size - known
+    model = build_model(start)
+    state_dict = model.state_dict()
+    for name in model.decoder.rows_of_words:
+        old = state_dict[f"decoder.{name}"]
+        state_dict[f"decoder.{name}"] = torch.cat(
+            [old[:-1], old[:-1].mean(0, keepdim=True).repeat_interleave(new, 0), old[-1:]]
+        )
+    log.info("vocabulary: the model's %d words and %d new", known, new)
     if vocab.tokenizer != start.vocab.tokenizer:
         log.info(
             "the new captions are split by the %s rule, the model's by the %s rule",
             vocab.tokenizer,
             start.vocab.tokenizer,
         )
-    return Checkpoint(config, vocab, state_dict)
+    config = dataclasses.replace(start.config, vocab_size=grown.size, max_length=max_length)
+    return Checkpoint(config, grown, state_dict)

@@ -107,12 +107,11 @@ def write_prepared_page(folder: Path, dataset: Dataset, *, title: str, overwrite
                     **copy,
                 }
 
-    ids = np.bincount(dataset.labels.ravel(), minlength=dataset.vocab.size + 1).tolist()  # how often each is there
-    counts = dict(zip(dataset.vocab.words, ids[1:], strict=False))
+    counts = dict(zip(dataset.vocab.words, dataset.word_counts(), strict=True))
     unknown = counts.pop(UNK, 0)
     findings = []
     if unknown:
-        share = unknown / sum(ids[1:])
+        share = unknown / sum(counts.values())
         findings.append({"text": f"Words that became {UNK}: {unknown:,} ({share:.1%})", "show": "unk"})
     with _writer(folder, overwrite) as page:
         return _finish(page, rows(page), title, counts, dataset.vocab.words, findings)

@@ -42,9 +42,9 @@ from captioner.training.setup import (
     cache_form,
     fresh_checkpoint,
     image_weights,
+    in_words_of,
     last_iteration,
     make_trainer,
-    require_matching,
     validation_images,
 )
 from captioner.training.trainer import Trainer
@@ -83,7 +83,7 @@ def _plan_stages(stages: list[TrainingOptions], device: torch.device, processes:
             later = options.stage is not None and options.stage > 1
             start_from = options.start_from or (str(best_of_stage_before(options)) if later else "")
             start = fresh_checkpoint(dataclasses.replace(options, cnn_model=cnn_model, start_from=start_from), dataset)
-            require_matching(start, dataset, options)
+        dataset = in_words_of(start, dataset)
         if options.preset and options.stage:
             yield presets.describe(options.preset, options.stage, dataclasses.asdict(options))
         yield from _plan_stage(options, start, dataset, device, processes)

@@ -40,10 +40,10 @@ from captioner.training.setup import (
     fit_grid,
     fresh_checkpoint,
     image_weights,
+    in_words_of,
     last_iteration,
     load_features,
     make_trainer,
-    require_matching,
     validation_images,
 )
 from captioner.training.tensorboard import EventLog
@@ -182,7 +182,7 @@ def open_run(
     resumed = _find_resume_state(options, files.resume)
     start = resumed.checkpoint if resumed else fresh_checkpoint(options, dataset, given)
     history = start.history
-    require_matching(start, dataset, options)
+    dataset = in_words_of(start, dataset)
     if last is not None and history.iteration >= last and history.iteration in history.val_loss_history:
         log.info("done already: %d iterations; best model: %s", history.iteration, files.best)
         return None
