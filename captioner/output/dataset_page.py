@@ -111,7 +111,7 @@ def write_prepared_page(folder: Path, dataset: Dataset, *, title: str, overwrite
     unknown = counts.pop(UNK, 0)
     findings = []
     if unknown:
-        share = unknown / sum(counts.values())
+        share = unknown / (unknown + sum(counts.values()))
         findings.append({"text": f"Words that became {UNK}: {unknown:,} ({share:.1%})", "show": "unk"})
     with _writer(folder, overwrite) as page:
         return _finish(page, rows(page), title, counts, dataset.vocab.words, findings)
