@@ -14,9 +14,8 @@ from bench.lm_train import IMAGES, WIDTH, our_iteration
 from bench.search import WORDS, compare
 from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.model.attention_decoder import AttentionDecoder
+from captioner.model.choices import GRIDS, CnnLayer
 from captioner.runtime.memory import keep_freed_memory
-
-SIDES = (7, 14)  # of a grid
 
 
 def run() -> None:
@@ -24,25 +23,26 @@ def run() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     sizes = ((16, 1), (16, 3), (64, 3))
-    for side in SIDES:
+    for layer, side in GRIDS.items():
         print(f"\nGrids of {side}×{side}\n")
-        training(device, side * side)
+        training(device, layer)
         print()
         compare(device, lambda: AttentionDecoder(V, WIDTH, WIDTH), (side * side, WIDTH), sizes, bare_products)
 
 
-def training(device: torch.device, cells: int) -> None:
+def training(device: torch.device, layer: CnnLayer) -> None:
     """ms per iteration of both language models, and their ratio."""
     torch.manual_seed(0)
     labels = torch.from_numpy(random_captions(np.random.default_rng(0), IMAGES * CAPTIONS).astype(np.int64))
-    vectors, grids = torch.rand(IMAGES, WIDTH, device=device), torch.rand(IMAGES, cells, WIDTH, device=device)
+    vectors = torch.rand(IMAGES, WIDTH, device=device)
+    grids = torch.rand(IMAGES, GRIDS[layer] ** 2, WIDTH, device=device)
     print(f"Training iteration, {len(labels)} captions on {device} ({torch.get_num_threads()} threads)\n")
     print("| precision | LSTM, ms | attention, ms | ratio |\n|---|---|---|---|")
     for dtype in dtypes(device):
         seconds = interleave(
             {
                 "lstm": our_iteration(vectors, labels, dtype),
-                "attention": our_iteration(grids, labels, dtype, decoder="attention"),
+                "attention": our_iteration(grids, labels, dtype, decoder="attention", cnn_layer=layer),
             }
         )
         print(

@@ -15,7 +15,8 @@ from bench.coco_shaped import CAPTIONS, V, random_captions
 from bench.gpu_train import make_trainer
 from bench.timing import dtypes, interleave, milliseconds, ratio
 from captioner.data.batch import Batch, FeatureInputs, KnownCaptions
-from captioner.model.config import DecoderKind, ModelConfig
+from captioner.model.choices import CnnLayer, DecoderKind
+from captioner.model.config import ModelConfig
 from captioner.model.packed_captions import caption_targets
 from captioner.runtime.memory import keep_freed_memory
 from captioner.training.loop import update
@@ -48,11 +49,15 @@ def run() -> None:
 
 
 def our_iteration(
-    features: Tensor, labels: Tensor, dtype: torch.dtype, decoder: DecoderKind = "lstm"
+    features: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+    decoder: DecoderKind = "lstm",
+    cnn_layer: CnnLayer = "pool5",
 ) -> Callable[[], object]:
     """What caption-train runs for a batch with cached features."""
     widths = (1,) * 12 + (WIDTH,)
-    config = ModelConfig(V, encoding_size=WIDTH, cnn_layer="pool5", conv_widths=widths, decoder=decoder)
+    config = ModelConfig(V, encoding_size=WIDTH, cnn_layer=cnn_layer, conv_widths=widths, decoder=decoder)
     trainer = make_trainer(config, features.device, dtype)
     captions = KnownCaptions(labels, torch.arange(IMAGES).repeat_interleave(CAPTIONS))
     batch = Batch([{}] * IMAGES, list(range(IMAGES)), FeatureInputs(features), captions)
