@@ -73,7 +73,7 @@ def train(chosen: list[dict[str, Any]], seed: int, options: argparse.Namespace) 
             images_root=str(options.dataset.parent),
             num_val=0,
             tokenizer=start.vocab.tokenizer,
-            word_count_threshold=0,  # the model learns words that are seen once, rather than to say UNK
+            word_count_threshold=0,  # words that the model knows are words, however rare here
             max_length=18,
             output_h5=files["input_h5"],
             output_json=files["input_json"],

@@ -181,6 +181,9 @@ def test_a_new_word_that_occurs_once_is_unk(trained, other_words, command, tmp_p
         "train", *argv, "--grow_vocab", 1, "--max_iters", 3, "--resume", "auto", "--checkpoint_path", tmp_path / "run"
     )
     assert again.returncode == 0 and "resumed at iteration 2" in again.stderr, again.stderr
+    data = [*argv[:4], "--split", "val", "--gpuid", -1, "--vis_dir", ""]
+    evaluated = command("eval", "--model", tmp_path / "run/model_id_last.pt", *data)  # on what it was trained on
+    assert evaluated.returncode == 0, evaluated.stderr
     done = command("train", *argv, "--checkpoint_path", tmp_path / "no")
     assert done.returncode == 1
     assert "the model does not know 1 of its 10 words, 'photo'" in done.stderr.splitlines()[-1]

@@ -262,8 +262,9 @@ def open_source(opt: argparse.Namespace, model: "Checkpoint") -> "Source":
             remedy="name photos or a folder (or give --image_folder FOLDER, or --input_h5 FILE with --input_json FILE)",
         )
     dataset = Dataset.open(h5, described)
-    if model.vocab.covers(dataset.vocab):
-        dataset = dataset.with_words_of(model.vocab)  # one of several that the model was trained on
+    if model.vocab.covers(dataset.words_to_know(model.vocab)):
+        # One of several that the model was trained on, or one whose words it has beside its own.
+        dataset = dataset.with_words_of(model.vocab)
     require_same_vocabulary([(opt.model[0], model.vocab), (dataset.json_name, dataset.vocab)])
     limit = NUM_IMAGES_OF_A_SPLIT if opt.num_images is None else opt.num_images
     return open_split(dataset, opt.split, opt.image_root, limit)

@@ -25,7 +25,7 @@ import numpy as np
 
 from captioner.data.crops import IMAGE_SIZE
 from captioner.data.image_mode import IMAGE_MODES, ImageMode
-from captioner.data.vocabulary import Vocab
+from captioner.data.vocabulary import UNK, Vocab
 from captioner.errors import InputError
 from captioner.runtime.files import protect, read_json, shortest_names
 
@@ -189,6 +189,18 @@ class Dataset:
         changed = copy.copy(self)
         changed.vocab, changed.labels = vocab, new_ids[self.labels]
         return changed
+
+    def words_to_know(self, known: Vocab) -> Vocab:
+        """What a model with these words must know of the data: all words but those that it lacks and that occur once.
+
+        They can hardly be learnt from one place, and trying made other words worse or nothing better (docs/recipes.md).
+        If there is no UNK to stand for them, they are words, too.
+        """
+        if UNK not in known and UNK not in self.vocab:
+            return self.vocab
+        counts = zip(self.vocab.words, self.word_counts(), strict=True)
+        kept = [word for word, count in counts if count > 1 or word in known or word == UNK]
+        return Vocab(kept, self.vocab.tokenizer)
 
     def word_counts(self) -> list[int]:
         """How often each word is in the captions, in the order of the vocabulary."""

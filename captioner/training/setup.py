@@ -15,7 +15,6 @@ from captioner.data.cached_features import CachedFeatures
 from captioner.data.dataset import Dataset
 from captioner.data.epoch_order import weights_by_source
 from captioner.data.pixel_statistics import PixelStatistics
-from captioner.data.vocabulary import UNK, Vocab
 from captioner.errors import InputError
 from captioner.model.caption_model import CaptionModel
 from captioner.model.checkpoint import Checkpoint, TrainingHistory, bundled_model_path, load_checkpoint
@@ -92,7 +91,7 @@ def fresh_checkpoint(options: TrainingOptions, dataset: Dataset, given: Collecti
         # The original's number format is for imported weights as they are.
         decoding = {name: value for name, value in start.decoding.items() if name != "precision"} | {"suppress_unk": 1}
         if options.grow_vocab:
-            start = grow_vocab(start, _words_to_know(dataset, start.vocab), dataset.max_length)
+            start = grow_vocab(start, dataset.words_to_know(start.vocab), dataset.max_length)
         config = dataclasses.replace(
             start.config,
             drop_prob_lm=options.drop_prob_lm,
@@ -156,19 +155,6 @@ def _require_its_shape(options: TrainingOptions, config: ModelConfig, given: Col
             )
 
 
-def _words_to_know(dataset: Dataset, known: Vocab) -> Vocab:
-    """What a model with these words must know of the data: all words but those that it lacks and that occur once.
-
-    From one place a word cannot be learnt, and trying costs the other words more than it brings (docs/recipes.md). If
-    there is no UNK to stand for them, they are words, too.
-    """
-    if UNK not in known and UNK not in dataset.vocab:
-        return dataset.vocab
-    counts = zip(dataset.vocab.words, dataset.word_counts(), strict=True)
-    kept = [word for word, count in counts if count > 1 or word in known or word == UNK]
-    return Vocab(kept, dataset.vocab.tokenizer)
-
-
 def in_words_of(start: Checkpoint, dataset: Dataset) -> Dataset:
     """The data set with the model's word ids, and UNK for words that the model lacks and that occur once.
 
@@ -176,7 +162,7 @@ def in_words_of(start: Checkpoint, dataset: Dataset) -> Dataset:
         InputError: they do not go together: the model lacks words, or its pictures or captions have another shape.
     """
     move = ", or move it to this data with --start_from and --grow_vocab 1"
-    theirs, ours = _words_to_know(dataset, start.vocab), start.vocab
+    theirs, ours = dataset.words_to_know(start.vocab), start.vocab
     if not ours.covers(theirs):
         lacking = [word for word in theirs.words if word not in ours]
         problem = f"its captions are split by the {theirs.tokenizer} rule, the model's by the {ours.tokenizer} rule"
